@@ -1,0 +1,513 @@
+"""Contrastive reinforcement learning (CRL): reach goals without a reward, a model or a value function.
+
+Take a state and an action of a past trajectory and, as a goal, where that same trajectory was k steps later:
+
+    (s_t, a_t),   g = state_{t+k}[goal_indices],   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory
+
+A critic f(s, a, g) = energy(φ(s, a), ψ(g)) learns to tell which goal of a batch belongs to which state and action. Row i
+of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i; the other columns, goals
+of other trajectories, are the negatives. With the InfoNCE loss
+
+    L(φ, ψ) = -mean_i( logits[i, i] - logsumexp_j logits[i, j] ) + c · mean_i( (logsumexp_j logits[i, j])² )
+
+the best critic is log p(g | s, a) - log p(g) up to a constant: how much likelier g is to be reached, discounted by γ,
+after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to the
+goal, with as much entropy as α asks for:
+
+    L(π) = mean( α log π(a | s, g) - f(s, a, g) ),  a ~ π(· | s, g)        L(α) = α · mean( -log π(a | s, g) - H̄ )
+
+Papers: Eysenbach et al. 2022 (arXiv 2206.07568), Bortkiewicz et al. 2025 (arXiv 2408.11052, the benchmark) and Wang et
+al. 2025 (arXiv 2503.14858, deep residual networks).
+"""
+
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from jax.nn import logsumexp, softplus
+
+import envs
+
+
+@dataclass(frozen=True)
+class Args:
+    exp_name: str = "crl_jax"
+    """name of this experiment, a part of the run directory's name"""
+    seed: int = 1
+    """seed of all randomness"""
+    env_id: str = "reacher"
+    """task, one of envs.ENV_IDS"""
+    backend: str | None = None
+    """physics pipeline; None: native MuJoCo on a CPU, the benchmark's pipeline for the task on an accelerator"""
+    runs_dir: str = "runs"
+    """folder under which the run's own directory is made"""
+
+    total_timesteps: int = 1_000_000
+    """environment steps of the whole run, rounded up to whole epochs"""
+    num_envs: int = 64
+    """environments stepped in parallel"""
+    episode_length: int | None = None
+    """steps after which an episode is truncated; None: what the task recommends"""
+    unroll_length: int = 50
+    """steps of each environment between two rounds of updates"""
+    num_evals: int = 20
+    """evaluations in the run, evenly spaced: the number of epochs"""
+    num_eval_envs: int = 128
+    """episodes of each evaluation, all in parallel"""
+
+    env_steps_per_update: int = 16
+    """environment steps, summed over the environments, for each gradient update"""
+    batch_size: int = 256
+    """state-goal pairs of an update; each row has batch_size - 1 negatives"""
+    buffer_size: int = 10_000
+    """steps of each environment that the replay buffer holds, rounded up to whole unrolls"""
+    learning_starts: int = 1_000
+    """steps of each environment before the first update, rounded up to whole unrolls"""
+    gamma: float = 0.99
+    """discount: a goal lies k steps ahead with probability proportional to gamma^k"""
+
+    energy: str = "norm"
+    """similarity of representations: norm, l2, dot or cosine"""
+    contrastive_loss: str = "fwd_infonce"
+    """critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce"""
+    logsumexp_penalty: float = 0.1
+    """weight c of the squared logsumexp in the critic's loss"""
+    target_entropy: float = -0.5
+    """entropy per action dimension, in nats, to which alpha is tuned"""
+    actor_lr: float = 3e-4
+    """Adam's learning rate for the actor"""
+    critic_lr: float = 3e-4
+    """Adam's learning rate for the critic's two encoders"""
+    alpha_lr: float = 3e-4
+    """Adam's learning rate for log alpha"""
+
+    width: int = 256
+    """units of each hidden layer"""
+    depth: int = 2
+    """hidden layers of the actor and of each encoder; a multiple of 4 with --residual"""
+    repr_dim: int = 64
+    """size of the representations phi and psi"""
+    activation: str = "swish"
+    """nonlinearity of the hidden layers: swish or relu"""
+    layer_norm: bool = False
+    """normalise each hidden layer; deep networks need it"""
+    residual: bool = False
+    """residual blocks of 4 hidden layers each, behind one more layer that widens the input"""
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu}
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class Layer(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.args.width, kernel_init=nn.initializers.lecun_uniform())(x)
+        return ACTIVATIONS[self.args.activation](nn.LayerNorm()(x) if self.args.layer_norm else x)
+
+
+class ResidualBlock(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, x, _):
+        h = x
+        for _ in range(4):
+            h = Layer(self.args)(h)
+        return x + h, None
+
+
+class MLP(nn.Module):
+    args: Args
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, *inputs):
+        x = jnp.concatenate(inputs, axis=-1)
+        if self.args.residual:
+            x = Layer(self.args)(x)
+            # One block is compiled and scanned over stacked parameters, however deep the network is.
+            blocks = nn.scan(
+                ResidualBlock,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.args.depth // 4,
+            )
+            x, _ = blocks(self.args)(x, None)
+        else:
+            for _ in range(self.args.depth):
+                x = Layer(self.args)(x)
+        return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
+
+
+def action_distribution(actor_out):
+    """Mean and log-std, (..., action_dim) each, of the Gaussian whose tanh is the action."""
+    mean, log_std = jnp.split(actor_out, 2, axis=-1)
+    low, high = LOG_STD_RANGE
+    return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
+
+
+def sample_action(mean, log_std, key):
+    """An action in [-1, 1], (..., action_dim), and its log-probability density, (...,)."""
+    noise = jax.random.normal(key, mean.shape)
+    u = mean + jnp.exp(log_std) * noise
+    log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
+    return jnp.tanh(u), log_prob.sum(-1)
+
+
+# ---- replay buffer ---------------------------------------------------------------------------------------------------
+
+
+class Transition(NamedTuple):
+    state: jax.Array  # s_t, (..., state_dim)
+    action: jax.Array  # a_t, (..., action_dim)
+    next_goal: jax.Array  # state_{t+1}[goal_indices], (..., goal_dim): what the action achieved, before any reset
+
+
+class Buffer(NamedTuple):
+    """A ring in time: step t of every environment lies in slot t % capacity."""
+
+    data: Transition  # (capacity, num_envs, ...)
+    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
+    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity
+    num_steps: jax.Array  # (): steps written so far, overwritten ones included
+
+
+def buffer_init(transition, capacity, num_envs):
+    """An empty buffer for transitions like `transition`, which has no leading axes."""
+    data = jax.tree.map(lambda x: jnp.zeros((capacity, num_envs, *x.shape), x.dtype), transition)
+    index = jnp.zeros((capacity, num_envs), jnp.int32)
+    return Buffer(data, index, index, jnp.int32(0))
+
+
+def buffer_add(buffer, transitions, traj_id):
+    """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; `capacity` is a multiple of `time`."""
+    capacity = buffer.traj_id.shape[0]
+    start = buffer.num_steps % capacity
+
+    def write(ring, new):
+        return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
+
+    time_steps, num_envs = traj_id.shape
+    steps = buffer.num_steps + jnp.arange(time_steps)[:, None]
+    return Buffer(
+        jax.tree.map(write, buffer.data, transitions),
+        write(buffer.traj_id, traj_id),
+        buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps),
+        buffer.num_steps + time_steps,
+    )
+
+
+def sample_pairs(buffer, key, batch_shape, gamma):
+    """Draws transitions and, for each, a later one of the same trajectory: `(Transition, Transition)` of `batch_shape`.
+
+    The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
+    the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n,
+    drawn by inverting the distribution function (1 - γ^k) / (1 - γ^n). Costs O(1) a pair.
+    """
+    capacity, num_envs = buffer.traj_id.shape
+    step_key, env_key, k_key = jax.random.split(key, 3)
+    oldest = jnp.maximum(buffer.num_steps - capacity, 0)
+    step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
+    env = jax.random.randint(env_key, batch_shape, 0, num_envs)
+    n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
+    u = jax.random.uniform(k_key, batch_shape)
+    k = jnp.ceil(jnp.log1p(-u * (1 - gamma**n)) / math.log(gamma)).astype(jnp.int32).clip(1, n)
+
+    def take(step):
+        return jax.tree.map(lambda x: x[step % capacity, env], buffer.data)
+
+    return take(step), take(step + k - 1)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+# All four energies are functions of the inner product φ·ψ and the squared norms ‖φ‖² and ‖ψ‖², so that those of all
+# pairs of a batch cost one matrix product.
+ENERGIES = {
+    "norm": lambda inner, phi_sq, psi_sq: -jnp.sqrt(jnp.maximum(phi_sq + psi_sq - 2 * inner, 0) + 1e-6),
+    "l2": lambda inner, phi_sq, psi_sq: -jnp.maximum(phi_sq + psi_sq - 2 * inner, 0),
+    "dot": lambda inner, phi_sq, psi_sq: inner,
+    "cosine": lambda inner, phi_sq, psi_sq: inner * jax.lax.rsqrt(phi_sq * psi_sq + 1e-12),
+}
+
+
+def energy_of_rows(name, phi, psi):
+    """energy(φ_i, ψ_i), (batch,), of representations (batch, repr_dim)."""
+    return ENERGIES[name]((phi * psi).sum(-1), (phi**2).sum(-1), (psi**2).sum(-1))
+
+
+def energy_of_pairs(name, phi, psi):
+    """energy(φ_i, ψ_j), (batch, batch), of representations (batch, repr_dim)."""
+    inner = jnp.matmul(phi, psi.T, precision="highest")  # differences of large squares: no place for TF32
+    return ENERGIES[name](inner, (phi**2).sum(-1)[:, None], (psi**2).sum(-1)[None, :])
+
+
+def infonce(logits, axis):
+    return jnp.mean(logsumexp(logits, axis) - jnp.diag(logits))
+
+
+CONTRASTIVE_LOSSES = {
+    "fwd_infonce": lambda logits: infonce(logits, 1),
+    "bwd_infonce": lambda logits: infonce(logits, 0),
+    "sym_infonce": lambda logits: infonce(logits, 1) + infonce(logits, 0),
+    "binary_nce": lambda logits: optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).mean(),
+}
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class RunnerState(NamedTuple):
+    params: dict[str, Any]
+    opt_state: optax.OptState
+    env_state: Any
+    buffer: Buffer
+    key: jax.Array
+    eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
+    iteration: jax.Array  # (): unrolls so far, those before the first update included
+
+
+class Schedule(NamedTuple):
+    steps_per_iteration: int  # environment steps of one unroll of all environments
+    updates_per_iteration: int
+    warmup_iterations: int  # unrolls before the first update
+    iterations_per_epoch: int
+    num_epochs: int
+
+    @property
+    def total_timesteps(self):
+        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
+
+
+def make_schedule(args):
+    """Checks the flags and counts iterations and epochs. ValueError: a flag's value, and what would do instead."""
+    for name, choices in (
+        ("activation", ACTIVATIONS), ("energy", ENERGIES), ("contrastive_loss", CONTRASTIVE_LOSSES),
+    ):  # fmt: skip
+        if getattr(args, name) not in choices:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: choose one of {', '.join(choices)}")
+    for name, lowest in {
+        "total_timesteps": 1, "num_envs": 1, "unroll_length": 1, "num_evals": 1, "num_eval_envs": 1, "batch_size": 2,
+        "env_steps_per_update": 1, "buffer_size": 1, "learning_starts": 1, "width": 1, "depth": 1, "repr_dim": 1,
+        "episode_length": 1,
+    }.items():  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+    if not 0 < args.gamma < 1:
+        raise ValueError(f"--gamma {args.gamma}: must lie between 0 and 1, both excluded")
+    if args.residual and args.depth % 4:
+        raise ValueError(f"--depth {args.depth}: residual blocks have 4 layers, so try {4 * math.ceil(args.depth / 4)}")
+    if args.buffer_size < max(args.learning_starts, args.unroll_length):
+        raise ValueError(
+            f"--buffer-size {args.buffer_size}: must hold --learning-starts {args.learning_starts} and --unroll-length"
+            f" {args.unroll_length}, so at least {max(args.learning_starts, args.unroll_length)}"
+        )
+    steps = args.num_envs * args.unroll_length
+    if steps % args.env_steps_per_update:
+        unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
+        lower, upper = unit * (args.unroll_length // unit), unit * math.ceil(args.unroll_length / unit)
+        raise ValueError(
+            f"--unroll-length {args.unroll_length}: with --num-envs {args.num_envs} that is {steps} environment steps,"
+            f" not a multiple of --env-steps-per-update {args.env_steps_per_update};"
+            f" try {f'{lower} or ' if lower else ''}{upper}"
+        )
+    warmup = math.ceil(args.learning_starts / args.unroll_length)
+    iterations = math.ceil(args.total_timesteps / steps) - warmup
+    if iterations < 1:
+        raise ValueError(
+            f"--total-timesteps {args.total_timesteps}: the first update comes after {warmup * steps} steps"
+            f" (--learning-starts), so at least {(warmup + 1) * steps}"
+        )
+    per_epoch = math.ceil(iterations / args.num_evals)
+    return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
+
+
+def make_train(args, log=None):
+    """Builds the two pure functions that are the whole training.
+
+    `runner_state = init(key)` makes networks, environments and a buffer with its first transitions;
+    `runner_state, metrics = train(runner_state, num_epochs)` is one scan over epochs. `metrics` is a dict of arrays
+    (num_epochs,). Both can be jitted, and vmapped over seeds. If given, `log(iteration, metrics)` is called on the host
+    at the end of each epoch, while the scan goes on.
+    """
+    schedule = make_schedule(args)
+    env = envs.make(args.env_id, backend=args.backend)
+    episode_length = args.episode_length or env.episode_length
+    train_env = envs.wrap(env, args.num_envs, episode_length)
+    eval_env = envs.wrap(env, args.num_eval_envs, episode_length)
+    goal_indices = jnp.array(env.goal_indices)
+
+    actor = MLP(args, 2 * env.action_size)
+    phi_net, psi_net = MLP(args, args.repr_dim), MLP(args, args.repr_dim)
+    optimizer = optax.multi_transform(
+        {"actor": optax.adam(args.actor_lr), "critic": optax.adam(args.critic_lr), "alpha": optax.adam(args.alpha_lr)},
+        {"actor": "actor", "phi": "critic", "psi": "critic", "log_alpha": "alpha"},
+    )
+
+    def split_obs(obs):
+        return obs[..., : env.state_dim], obs[..., env.state_dim :]
+
+    def init(key):
+        key, eval_key, env_key, actor_key, phi_key, psi_key = jax.random.split(key, 6)
+        env_state = train_env.reset(env_key)
+        state, goal = split_obs(env_state.obs[0])
+        action = jnp.zeros(env.action_size)
+        params = {
+            "actor": actor.init(actor_key, state, goal),
+            "phi": phi_net.init(phi_key, state, action),
+            "psi": psi_net.init(psi_key, goal),
+            "log_alpha": jnp.zeros(()),
+        }
+        capacity = math.ceil(args.buffer_size / args.unroll_length) * args.unroll_length
+        buffer = buffer_init(Transition(state, action, goal), capacity, args.num_envs)
+        runner = RunnerState(params, optimizer.init(params), env_state, buffer, key, eval_key, jnp.int32(0))
+        return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
+
+    def unroll(runner):
+        """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
+
+        def step(env_state, key):
+            state, goal = split_obs(env_state.obs)
+            action, _ = sample_action(*action_distribution(actor.apply(runner.params["actor"], state, goal)), key)
+            traj_id = env_state.info["traj_id"]
+            env_state = train_env.step(env_state, action)
+            next_goal = env_state.info["next_obs"][:, goal_indices]
+            return env_state, (Transition(state, action, next_goal), traj_id)
+
+        key, unroll_key = jax.random.split(runner.key)
+        keys = jax.random.split(unroll_key, args.unroll_length)
+        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, keys)
+        buffer = buffer_add(runner.buffer, transitions, traj_id)
+        return runner._replace(env_state=env_state, buffer=buffer, key=key, iteration=runner.iteration + 1)
+
+    def loss_fn(params, batch, key):
+        """The three losses in one sum: stop-gradients keep each from the others' parameters."""
+        state, action, goal = batch
+        phi, psi = phi_net.apply(params["phi"], state, action), psi_net.apply(params["psi"], goal)
+        logits = energy_of_pairs(args.energy, phi, psi)
+        lse = logsumexp(logits, axis=1)
+        critic_loss = CONTRASTIVE_LOSSES[args.contrastive_loss](logits) + args.logsumexp_penalty * jnp.mean(lse**2)
+
+        mean, log_std = action_distribution(actor.apply(params["actor"], state, goal))
+        new_action, log_prob = sample_action(mean, log_std, key)
+        alpha, frozen = jnp.exp(params["log_alpha"]), jax.lax.stop_gradient
+        new_phi = phi_net.apply(frozen(params["phi"]), state, new_action)
+        q = energy_of_rows(args.energy, new_phi, frozen(psi))
+        actor_loss = jnp.mean(frozen(alpha) * log_prob - q)
+
+        entropy = -jnp.mean(log_prob)
+        alpha_loss = alpha * frozen(entropy - args.target_entropy * env.action_size)
+
+        positive = jnp.mean(jnp.diag(logits))
+        metrics = {
+            "critic": critic_loss,
+            "actor": actor_loss,
+            "alpha_loss": alpha_loss,
+            "alpha": alpha,
+            "entropy": entropy,
+            "categorical_accuracy": jnp.mean(jnp.argmax(logits, axis=1) == jnp.arange(args.batch_size)),
+            "logits_pos": positive,
+            "logits_neg": (jnp.sum(logits) / args.batch_size - positive) / (args.batch_size - 1),
+            "logsumexp": jnp.mean(lse),
+        }
+        return critic_loss + actor_loss + alpha_loss, metrics
+
+    def update(carry, inputs):
+        params, opt_state = carry
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(params, *inputs)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), metrics
+
+    def iterate(runner, _):
+        """One unroll, then its updates, their batches drawn all at once."""
+        runner = unroll(runner)
+        key, batch_key, noise_key = jax.random.split(runner.key, 3)
+        shape = (schedule.updates_per_iteration, args.batch_size)
+        now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma)
+        batches = now.state, now.action, future.next_goal
+        keys = jax.random.split(noise_key, schedule.updates_per_iteration)
+        carry, metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, keys))
+        runner = runner._replace(params=carry[0], opt_state=carry[1], key=key)
+        return runner, jax.tree.map(jnp.mean, metrics)
+
+    def evaluate(params, key):
+        """Fresh episodes with the deterministic policy. What follows an early termination does not count."""
+
+        def step(carry, _):
+            env_state, running, steps_near, episode_return, final_dist = carry
+            mean, _ = action_distribution(actor.apply(params["actor"], *split_obs(env_state.obs)))
+            env_state = eval_env.step(env_state, jnp.tanh(mean))
+            steps_near += running * env_state.metrics["success"]
+            episode_return += running * env_state.reward
+            final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
+            return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
+
+        zeros = jnp.zeros(args.num_eval_envs)
+        carry = (eval_env.reset(key), zeros + 1, zeros, zeros, zeros)
+        (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
+        return {
+            "eval/success_rate": jnp.mean(steps_near > 0),
+            "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
+            "eval/final_dist": jnp.mean(final_dist),
+            "eval/episode_return": jnp.mean(episode_return),
+        }
+
+    def epoch(runner, _):
+        runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
+        eval_key, key = jax.random.split(runner.eval_key)
+        metrics = evaluate(runner.params, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        if log is not None:
+            envs.stream(log, {"iteration": runner.iteration} | metrics)
+        return runner._replace(eval_key=eval_key), metrics
+
+    def train(runner, num_epochs):
+        return jax.lax.scan(epoch, runner, length=num_epochs)
+
+    return init, train
+
+
+# ---- main ------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    jax.config.update('jax_compilation_cache_dir','/tmp/jaxcache'); jax.config.update('jax_persistent_cache_min_compile_time_secs',0.1)
+    args = tyro.cli(Args)
+    try:
+        schedule = make_schedule(args)
+        last=[0,time.time()]
+        def log(m):
+            it=m['iteration']
+            n=time.time()
+            steps=int(it)*schedule.steps_per_iteration
+            print(f"{n-T0:6.1f}s {steps:8d} sps {(steps-last[0])/(n-last[1]):7.0f} succ {m['eval/success_rate']:.3f} near {m['eval/time_near_goal']:.3f} dist {m['eval/final_dist']:.3f} acc {m['losses/categorical_accuracy']:.3f} critic {m['losses/critic']:.3f} alpha {m['losses/alpha']:.4f} H {m['losses/entropy']:.2f} pos {m['losses/logits_pos']:.2f} lse {m['losses/logsumexp']:.2f}",flush=True)
+            last[:]=[steps,n]
+        init, train = make_train(args, log)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print('made',time.time()-T0)
+    f=jax.jit(lambda key: train(init(key), schedule.num_epochs))
+    low=f.lower(jax.random.key(args.seed)); print('lowered',time.time()-T0)
+    f=low.compile(); print('compiled',time.time()-T0)
+    last[1]=time.time()
+    jax.block_until_ready(f(jax.random.key(args.seed)))
+    print('end',time.time()-T0)
+
+
+if __name__ == "__main__":
+    import psutil; T0=psutil.Process().create_time()
+    main()

@@ -1,0 +1,161 @@
+"""Calls Python from compiled code, on a CPU without giving up JAX's persistent compilation cache.
+
+JAX does not cache a program that contains one of its own callbacks, so a training with native physics would compile anew
+at every start; and such a callback costs about a quarter of a millisecond each time. XLA's foreign function interface
+has neither fault: a program holds just the name of its target. The structures below are those of the header
+`xla/ffi/api/c_api.h` that jaxlib ships (`jax.ffi.include_dir()`). On an accelerator JAX's callbacks are used.
+"""
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+
+_API_MAJOR = 0
+_EXTENSION_METADATA = 1
+_ERROR_INTERNAL = 13
+_FLOAT32 = 11
+
+
+class _Extension(Structure):
+    _fields_ = [("struct_size", c_size_t), ("type", c_int), ("next", c_void_p)]
+
+
+class _Version(Structure):
+    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("major", c_int), ("minor", c_int)]
+
+
+class _Metadata(Structure):
+    _fields_ = [("struct_size", c_size_t), ("api_version", _Version), ("traits", ctypes.c_uint32)]
+
+
+class _MetadataExtension(Structure):
+    _fields_ = [("base", _Extension), ("metadata", POINTER(_Metadata))]
+
+
+class _ErrorArgs(Structure):
+    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("message", c_char_p), ("code", c_int)]
+
+
+class _Api(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", c_void_p),
+        ("api_version", _Version),
+        ("internal_api", c_void_p),
+        ("create_error", ctypes.CFUNCTYPE(c_void_p, POINTER(_ErrorArgs))),
+    ]
+
+
+class _Buffer(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", c_void_p),
+        ("dtype", c_int),
+        ("data", c_void_p),
+        ("rank", c_int64),
+        ("dims", POINTER(c_int64)),
+    ]
+
+
+class _Buffers(Structure):  # of the arguments, and of the results
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", c_void_p),
+        ("size", c_int64),
+        ("types", c_void_p),
+        ("buffers", POINTER(POINTER(_Buffer))),
+    ]
+
+
+class _CallFrame(Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("extension", POINTER(_MetadataExtension)),
+        ("api", POINTER(_Api)),
+        ("context", c_void_p),
+        ("stage", c_int),
+        ("args", _Buffers),
+        ("results", _Buffers),
+    ]
+
+
+_Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
+
+_functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+_handlers: dict[str, _Handler] = {}  # XLA holds bare pointers to these: they must never be collected
+
+
+def _as_array(buffers: _Buffers) -> np.ndarray:
+    """The only buffer, float32, as an array that shares its memory."""
+    buffer = buffers.buffers[0].contents
+    if buffers.size != 1 or buffer.dtype != _FLOAT32:
+        raise TypeError("expected one float32 array")
+    shape = tuple(buffer.dims[: buffer.rank])
+    memory = (ctypes.c_float * int(np.prod(shape))).from_address(buffer.data)
+    return np.frombuffer(memory, np.float32).reshape(shape)
+
+
+def _make_handler(name: str) -> _Handler:
+    def handler(frame_pointer):
+        frame = frame_pointer.contents
+        try:
+            if frame.extension and frame.extension.contents.base.type == _EXTENSION_METADATA:
+                # XLA asks at registration which version of the interface this is.
+                version = frame.extension.contents.metadata.contents.api_version
+                version.major, version.minor = _API_MAJOR, frame.api.contents.api_version.minor
+            else:
+                _as_array(frame.results)[...] = _functions[name](_as_array(frame.args))
+        except BaseException as error:  # nothing may be raised through C: it becomes XLA's error, and Python's again
+            args = _ErrorArgs(
+                struct_size=ctypes.sizeof(_ErrorArgs),
+                message=f"{type(error).__name__}: {error}".encode(),
+                code=_ERROR_INTERNAL,
+            )
+            return frame.api.contents.create_error(ctypes.byref(args))
+        return None
+
+    return _Handler(handler)
+
+
+def host_call(
+    name: str, function: Callable[[np.ndarray], np.ndarray], result_shape: tuple[int, ...], x, has_side_effect=False
+) -> jax.Array:
+    """`function(x)` on the host, from within compiled code.
+
+    Args:
+      name: a name of its own for each function, the same in every process, since cached programs know it by name.
+      function: takes a float32 array and returns one; a vmap hands it all of its batch at once, as leading axes.
+      result_shape: shape of the result for one unbatched `x`.
+      x: float32 array.
+      has_side_effect: whether to call it even if nobody needs the result.
+    """
+    result = jax.ShapeDtypeStruct(result_shape, jnp.float32)
+    if jax.default_backend() != "cpu":
+        if has_side_effect:
+            return jax.experimental.io_callback(function, result, x)
+        return jax.pure_callback(function, result, x, vmap_method="broadcast_all")
+    _functions[name] = function
+    if name not in _handlers:
+        _handlers[name] = _make_handler(name)
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
+    call = jax.ffi.ffi_call(name, result, has_side_effect=has_side_effect, vmap_method="broadcast_all")
+    return call(x)
+
+
+def stream(function: Callable, values: dict[str, jax.Array]) -> None:
+    """Hands scalars from within compiled code to `function(values)` on the host, while that code runs on.
+
+    They arrive as float32 numpy arrays, scalars, or of the shape of the vmaps around it.
+    """
+
+    def on_host(stacked):
+        function(dict(zip(values, np.moveaxis(np.array(stacked), -1, 0), strict=True)))
+        return np.zeros(stacked.shape[:-1], np.float32)
+
+    stacked = jnp.stack([jnp.asarray(x, jnp.float32) for x in values.values()])
+    host_call(f"stream_{len(_handlers)}", on_host, (), stacked, has_side_effect=True)

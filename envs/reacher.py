@@ -1,0 +1,50 @@
+"""A two-joint planar arm moves its finger tip to a target."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+from brax import base, math
+
+from envs.base import GoalEnv, load_robot
+
+_TIP = jnp.array([0.11, 0.0, 0.0])  # the finger tip in the forearm's frame, metres
+
+
+class Reacher(GoalEnv):
+    """State (10): cos and sin of both joint angles, finger tip's position and velocity. Goal: the tip's position."""
+
+    state_dim = 10
+    goal_indices = (4, 5, 6)
+    goal_reach_thresh = 0.05
+    benchmark_backend = "generalized"
+
+    def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
+        spec = load_robot("reacher")
+        if backend not in ("spring", "positional"):
+            return spec, 2
+        spec.option.timestep = 0.005
+        for motor in spec.actuators:
+            motor.gear[0] = 25.0
+        return spec, 4
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q_key, qd_key, radius_key, angle_key = jax.random.split(key, 4)
+        q = self.sys.init_q + jax.random.uniform(q_key, (4,), minval=-0.1, maxval=0.1)
+        qd = jax.random.uniform(qd_key, (4,), minval=-0.005, maxval=0.005)
+        radius = 0.2 * jax.random.uniform(radius_key)
+        angle = 2 * jnp.pi * jax.random.uniform(angle_key)
+        target = radius * jnp.array([jnp.cos(angle), jnp.sin(angle)])
+        return q.at[2:].set(target), qd.at[2:].set(0.0)
+
+    def get_state(self, physics: base.State) -> jax.Array:
+        angles = physics.q[:2]
+        forearm, motion = physics.x.take(1), physics.xd.take(1)
+        offset = math.rotate(_TIP, forearm.rot)
+        tip_velocity = motion.vel + jnp.cross(motion.ang, offset)
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), forearm.pos + offset, tip_velocity])
+
+    def get_goal(self, physics: base.State) -> jax.Array:
+        return physics.x.pos[2]
+
+    def shaped_reward(self, before: base.State, after: base.State, action: jax.Array, dist: jax.Array) -> jax.Array:
+        return -dist
