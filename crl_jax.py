@@ -24,7 +24,8 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,74 +34,47 @@ import jax.numpy as jnp
 import optax
 import tyro
 from jax.nn import logsumexp, softplus
+from tensorboardX import SummaryWriter
 
 import envs
 
 
 @dataclass(frozen=True)
 class Args:
-    exp_name: str = "crl_jax"
-    """name of this experiment, a part of the run directory's name"""
-    seed: int = 1
-    """seed of all randomness"""
-    env_id: str = "reacher"
-    """task, one of envs.ENV_IDS"""
-    backend: str | None = None
-    """physics pipeline; None: native MuJoCo on a CPU, the benchmark's pipeline for the task on an accelerator"""
-    runs_dir: str = "runs"
-    """folder under which the run's own directory is made"""
+    exp_name: str = "crl_jax"  # name of the experiment, part of the run directory's name
+    seed: int = 1  # seed of all randomness
+    env_id: str = "reacher"  # task, one of envs.ENV_IDS
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU, the benchmark's pipeline on an accelerator
+    runs_dir: str = "runs"  # folder in which the run's own directory is made
+    compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
 
-    total_timesteps: int = 1_000_000
-    """environment steps of the whole run, rounded up to whole epochs"""
-    num_envs: int = 64
-    """environments stepped in parallel"""
-    episode_length: int | None = None
-    """steps after which an episode is truncated; None: what the task recommends"""
-    unroll_length: int = 50
-    """steps of each environment between two rounds of updates"""
-    num_evals: int = 20
-    """evaluations in the run, evenly spaced: the number of epochs"""
-    num_eval_envs: int = 128
-    """episodes of each evaluation, all in parallel"""
+    total_timesteps: int = 1_000_000  # environment steps of the run, rounded up to whole epochs
+    num_envs: int = 64  # environments stepped in parallel
+    episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
+    unroll_length: int = 50  # steps of each environment between two rounds of updates
+    num_evals: int = 20  # evaluations, evenly spaced; the time between two is an epoch
+    num_eval_envs: int = 128  # episodes of an evaluation
 
-    env_steps_per_update: int = 16
-    """environment steps, summed over the environments, for each gradient update"""
-    batch_size: int = 256
-    """state-goal pairs of an update; each row has batch_size - 1 negatives"""
-    buffer_size: int = 10_000
-    """steps of each environment that the replay buffer holds, rounded up to whole unrolls"""
-    learning_starts: int = 1_000
-    """steps of each environment before the first update, rounded up to whole unrolls"""
-    gamma: float = 0.99
-    """discount: a goal lies k steps ahead with probability proportional to gamma^k"""
+    env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
+    batch_size: int = 256  # (state, action, goal) rows of an update; each has batch_size - 1 negatives
+    buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
+    learning_starts: int = 1_000  # steps of each environment before the first update, rounded up to whole unrolls
+    gamma: float = 0.99  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
 
-    energy: str = "norm"
-    """similarity of representations: norm, l2, dot or cosine"""
-    contrastive_loss: str = "fwd_infonce"
-    """critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce"""
-    logsumexp_penalty: float = 0.1
-    """weight c of the squared logsumexp in the critic's loss"""
-    target_entropy: float = -0.5
-    """entropy per action dimension, in nats, to which alpha is tuned"""
-    actor_lr: float = 3e-4
-    """Adam's learning rate for the actor"""
-    critic_lr: float = 3e-4
-    """Adam's learning rate for the critic's two encoders"""
-    alpha_lr: float = 3e-4
-    """Adam's learning rate for log alpha"""
+    energy: str = "norm"  # similarity of two representations: norm, l2, dot or cosine
+    contrastive_loss: str = "fwd_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
+    logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
+    target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
+    actor_lr: float = 3e-4  # Adam's learning rate for the actor
+    critic_lr: float = 3e-4  # Adam's learning rate for the critic's two encoders
+    alpha_lr: float = 3e-4  # Adam's learning rate for log alpha
 
-    width: int = 256
-    """units of each hidden layer"""
-    depth: int = 2
-    """hidden layers of the actor and of each encoder; a multiple of 4 with --residual"""
-    repr_dim: int = 64
-    """size of the representations phi and psi"""
-    activation: str = "swish"
-    """nonlinearity of the hidden layers: swish or relu"""
-    layer_norm: bool = False
-    """normalise each hidden layer; deep networks need it"""
-    residual: bool = False
-    """residual blocks of 4 hidden layers each, behind one more layer that widens the input"""
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers of the actor and of each encoder; with residual a multiple of 4
+    repr_dim: int = 64  # size of the representations phi and psi
+    activation: str = "swish"  # nonlinearity of the hidden layers: swish or relu
+    layer_norm: bool = False  # normalise each hidden layer; deep networks need it
+    residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -159,8 +133,9 @@ def action_distribution(actor_out):
     return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
 
 
-def sample_action(mean, log_std, key):
-    """An action in [-1, 1], (..., action_dim), and its log-probability density, (...,)."""
+def sample_action(actor_out, key):
+    """An action in [-1, 1], (..., action_dim), and the logarithm of its probability density, (...,)."""
+    mean, log_std = action_distribution(actor_out)
     noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
@@ -268,6 +243,53 @@ CONTRASTIVE_LOSSES = {
 }
 
 
+class Networks(NamedTuple):
+    actor: MLP  # π: (state, goal) -> mean and raw log-std
+    phi: MLP  # φ: (state, action) -> representation
+    psi: MLP  # ψ: goal -> representation
+
+
+def crl_loss(params, batch, key, networks, args):
+    """The losses of critic, actor and α in one sum; stop-gradients keep each from the others' parameters.
+
+    Args:
+      params: dict of `actor`, `phi`, `psi` and `log_alpha`.
+      batch: state s (batch, state_dim), action a (batch, action_dim), future goal g (batch, goal_dim).
+      key: of the policy's noise.
+    Returns:
+      the sum, and a dict of scalars to log.
+    """
+    state, action, goal = batch
+    stop = jax.lax.stop_gradient
+    phi = networks.phi.apply(params["phi"], state, action)
+    psi = networks.psi.apply(params["psi"], goal)
+    logits = energy_of_pairs(args.energy, phi, psi)
+    lse = logsumexp(logits, axis=1)
+    critic_loss = CONTRASTIVE_LOSSES[args.contrastive_loss](logits) + args.logsumexp_penalty * jnp.mean(lse**2)
+
+    alpha = jnp.exp(params["log_alpha"])
+    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), key)
+    policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
+    actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)))
+
+    entropy = -jnp.mean(log_prob)
+    alpha_loss = alpha * stop(entropy - args.target_entropy * action.shape[-1])
+
+    batch_size, positive = len(logits), jnp.mean(jnp.diag(logits))
+    metrics = {
+        "critic": critic_loss,
+        "actor": actor_loss,
+        "alpha_loss": alpha_loss,
+        "alpha": alpha,
+        "entropy": entropy,
+        "categorical_accuracy": jnp.mean(jnp.argmax(logits, axis=1) == jnp.arange(batch_size)),
+        "logits_pos": positive,
+        "logits_neg": (jnp.sum(logits) / batch_size - positive) / (batch_size - 1),
+        "logsumexp": jnp.mean(lse),
+    }
+    return critic_loss + actor_loss + alpha_loss, metrics
+
+
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
@@ -282,57 +304,40 @@ class RunnerState(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    steps_per_iteration: int  # environment steps of one unroll of all environments
+    steps_per_iteration: int  # environment steps of an iteration: one unroll of all environments
     updates_per_iteration: int
-    warmup_iterations: int  # unrolls before the first update
+    warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
 
-    @property
-    def total_timesteps(self):
-        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
-
 
 def make_schedule(args):
-    """Checks the flags and counts iterations and epochs. ValueError: a flag's value, and what would do instead."""
-    for name, choices in (
-        ("activation", ACTIVATIONS), ("energy", ENERGIES), ("contrastive_loss", CONTRASTIVE_LOSSES),
-    ):  # fmt: skip
-        if getattr(args, name) not in choices:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: choose one of {', '.join(choices)}")
-    for name, lowest in {
-        "total_timesteps": 1, "num_envs": 1, "unroll_length": 1, "num_evals": 1, "num_eval_envs": 1, "batch_size": 2,
-        "env_steps_per_update": 1, "buffer_size": 1, "learning_starts": 1, "width": 1, "depth": 1, "repr_dim": 1,
-        "episode_length": 1,
-    }.items():  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
-    if not 0 < args.gamma < 1:
-        raise ValueError(f"--gamma {args.gamma}: must lie between 0 and 1, both excluded")
-    if args.residual and args.depth % 4:
-        raise ValueError(f"--depth {args.depth}: residual blocks have 4 layers, so try {4 * math.ceil(args.depth / 4)}")
-    if args.buffer_size < max(args.learning_starts, args.unroll_length):
-        raise ValueError(
-            f"--buffer-size {args.buffer_size}: must hold --learning-starts {args.learning_starts} and --unroll-length"
-            f" {args.unroll_length}, so at least {max(args.learning_starts, args.unroll_length)}"
-        )
+    """Counts iterations and epochs. Raises ValueError, with what would do instead, for flags that make no sense."""
+
+    def check(condition, flag, advice):
+        if not condition:
+            raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
+
+    for flag, choices in dict(energy=ENERGIES, contrastive_loss=CONTRASTIVE_LOSSES, activation=ACTIVATIONS).items():
+        check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
+    for flag, value in vars(args).items():
+        lowest = 0 if flag in ("seed", "logsumexp_penalty") else 2 if flag == "batch_size" else 1
+        check(not isinstance(value, int) or isinstance(value, bool) or value >= lowest, flag, f"at least {lowest}")
+    check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
+    check(not (args.residual and args.depth % 4), "depth", f"residual blocks have 4 layers, try {-args.depth // 4 * -4}")
+    need = max(args.learning_starts, args.unroll_length)
+    check(args.buffer_size >= need, "buffer_size", f"must hold the learning starts and an unroll, at least {need}")
+    unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
+    check(
+        args.unroll_length % unit == 0,
+        "unroll_length",
+        f"an unroll of {args.num_envs} environments must be a multiple of {args.env_steps_per_update} environment steps"
+        f" (--env-steps-per-update), try {max(args.unroll_length // unit, 1) * unit}",
+    )
     steps = args.num_envs * args.unroll_length
-    if steps % args.env_steps_per_update:
-        unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
-        lower, upper = unit * (args.unroll_length // unit), unit * math.ceil(args.unroll_length / unit)
-        raise ValueError(
-            f"--unroll-length {args.unroll_length}: with --num-envs {args.num_envs} that is {steps} environment steps,"
-            f" not a multiple of --env-steps-per-update {args.env_steps_per_update};"
-            f" try {f'{lower} or ' if lower else ''}{upper}"
-        )
     warmup = math.ceil(args.learning_starts / args.unroll_length)
     iterations = math.ceil(args.total_timesteps / steps) - warmup
-    if iterations < 1:
-        raise ValueError(
-            f"--total-timesteps {args.total_timesteps}: the first update comes after {warmup * steps} steps"
-            f" (--learning-starts), so at least {(warmup + 1) * steps}"
-        )
+    check(iterations > 0, "total_timesteps", f"learning starts after {warmup * steps}, at least {(warmup + 1) * steps}")
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
@@ -352,8 +357,7 @@ def make_train(args, log=None):
     eval_env = envs.wrap(env, args.num_eval_envs, episode_length)
     goal_indices = jnp.array(env.goal_indices)
 
-    actor = MLP(args, 2 * env.action_size)
-    phi_net, psi_net = MLP(args, args.repr_dim), MLP(args, args.repr_dim)
+    networks = Networks(MLP(args, 2 * env.action_size), MLP(args, args.repr_dim), MLP(args, args.repr_dim))
     optimizer = optax.multi_transform(
         {"actor": optax.adam(args.actor_lr), "critic": optax.adam(args.critic_lr), "alpha": optax.adam(args.alpha_lr)},
         {"actor": "actor", "phi": "critic", "psi": "critic", "log_alpha": "alpha"},
@@ -368,9 +372,9 @@ def make_train(args, log=None):
         state, goal = split_obs(env_state.obs[0])
         action = jnp.zeros(env.action_size)
         params = {
-            "actor": actor.init(actor_key, state, goal),
-            "phi": phi_net.init(phi_key, state, action),
-            "psi": psi_net.init(psi_key, goal),
+            "actor": networks.actor.init(actor_key, state, goal),
+            "phi": networks.phi.init(phi_key, state, action),
+            "psi": networks.psi.init(psi_key, goal),
             "log_alpha": jnp.zeros(()),
         }
         capacity = math.ceil(args.buffer_size / args.unroll_length) * args.unroll_length
@@ -383,7 +387,7 @@ def make_train(args, log=None):
 
         def step(env_state, key):
             state, goal = split_obs(env_state.obs)
-            action, _ = sample_action(*action_distribution(actor.apply(runner.params["actor"], state, goal)), key)
+            action, _ = sample_action(networks.actor.apply(runner.params["actor"], state, goal), key)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_goal = env_state.info["next_obs"][:, goal_indices]
@@ -395,41 +399,9 @@ def make_train(args, log=None):
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key, iteration=runner.iteration + 1)
 
-    def loss_fn(params, batch, key):
-        """The three losses in one sum: stop-gradients keep each from the others' parameters."""
-        state, action, goal = batch
-        phi, psi = phi_net.apply(params["phi"], state, action), psi_net.apply(params["psi"], goal)
-        logits = energy_of_pairs(args.energy, phi, psi)
-        lse = logsumexp(logits, axis=1)
-        critic_loss = CONTRASTIVE_LOSSES[args.contrastive_loss](logits) + args.logsumexp_penalty * jnp.mean(lse**2)
-
-        mean, log_std = action_distribution(actor.apply(params["actor"], state, goal))
-        new_action, log_prob = sample_action(mean, log_std, key)
-        alpha, frozen = jnp.exp(params["log_alpha"]), jax.lax.stop_gradient
-        new_phi = phi_net.apply(frozen(params["phi"]), state, new_action)
-        q = energy_of_rows(args.energy, new_phi, frozen(psi))
-        actor_loss = jnp.mean(frozen(alpha) * log_prob - q)
-
-        entropy = -jnp.mean(log_prob)
-        alpha_loss = alpha * frozen(entropy - args.target_entropy * env.action_size)
-
-        positive = jnp.mean(jnp.diag(logits))
-        metrics = {
-            "critic": critic_loss,
-            "actor": actor_loss,
-            "alpha_loss": alpha_loss,
-            "alpha": alpha,
-            "entropy": entropy,
-            "categorical_accuracy": jnp.mean(jnp.argmax(logits, axis=1) == jnp.arange(args.batch_size)),
-            "logits_pos": positive,
-            "logits_neg": (jnp.sum(logits) / args.batch_size - positive) / (args.batch_size - 1),
-            "logsumexp": jnp.mean(lse),
-        }
-        return critic_loss + actor_loss + alpha_loss, metrics
-
     def update(carry, inputs):
         params, opt_state = carry
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(params, *inputs)
+        grads, metrics = jax.grad(crl_loss, has_aux=True)(params, *inputs, networks, args)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
@@ -450,7 +422,7 @@ def make_train(args, log=None):
 
         def step(carry, _):
             env_state, running, steps_near, episode_return, final_dist = carry
-            mean, _ = action_distribution(actor.apply(params["actor"], *split_obs(env_state.obs)))
+            mean, _ = action_distribution(networks.actor.apply(params["actor"], *split_obs(env_state.obs)))
             env_state = eval_env.step(env_state, jnp.tanh(mean))
             steps_near += running * env_state.metrics["success"]
             episode_return += running * env_state.reward
@@ -485,29 +457,63 @@ def make_train(args, log=None):
 
 
 def main():
-    jax.config.update('jax_compilation_cache_dir','/tmp/jaxcache'); jax.config.update('jax_persistent_cache_min_compile_time_secs',0.1)
+    start = last_time = time.time()
+    last_steps = 0
     args = tyro.cli(Args)
+    if args.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+
+    def log(metrics):
+        """Called at the end of each epoch, while the training goes on."""
+        nonlocal last_time, last_steps
+        now, steps = time.time(), int(metrics.pop("iteration")) * schedule.steps_per_iteration
+        updates = schedule.iterations_per_epoch * schedule.updates_per_iteration
+        metrics["charts/SPS"] = (steps - last_steps) / (now - last_time)
+        metrics["charts/updates_per_second"] = updates / (now - last_time)
+        last_time, last_steps = now, steps
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, steps)
+        writer.flush()
+        print(
+            f"{steps:>13,} {now - start:>8.1f} {metrics['charts/SPS']:>8,.0f} {metrics['eval/success_rate']:>13.3f}"
+            f" {metrics['eval/time_near_goal']:>15.3f} {metrics['eval/final_dist']:>11.3f}",
+            flush=True,
+        )
+
     try:
         schedule = make_schedule(args)
-        last=[0,time.time()]
-        def log(m):
-            it=m['iteration']
-            n=time.time()
-            steps=int(it)*schedule.steps_per_iteration
-            print(f"{n-T0:6.1f}s {steps:8d} sps {(steps-last[0])/(n-last[1]):7.0f} succ {m['eval/success_rate']:.3f} near {m['eval/time_near_goal']:.3f} dist {m['eval/final_dist']:.3f} acc {m['losses/categorical_accuracy']:.3f} critic {m['losses/critic']:.3f} alpha {m['losses/alpha']:.4f} H {m['losses/entropy']:.2f} pos {m['losses/logits_pos']:.2f} lse {m['losses/logsumexp']:.2f}",flush=True)
-            last[:]=[steps,n]
         init, train = make_train(args, log)
     except ValueError as error:
-        sys.exit(f"error: {error}")
-    print('made',time.time()-T0)
-    f=jax.jit(lambda key: train(init(key), schedule.num_epochs))
-    low=f.lower(jax.random.key(args.seed)); print('lowered',time.time()-T0)
-    f=low.compile(); print('compiled',time.time()-T0)
-    last[1]=time.time()
-    jax.block_until_ready(f(jax.random.key(args.seed)))
-    print('end',time.time()-T0)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    run_dir = os.path.join(args.runs_dir, f"{args.env_id}__{args.exp_name}__{args.seed}__{int(start)}")
+    writer = SummaryWriter(run_dir)
+    rows = "".join(f"|{name}|{value}|\n" for name, value in vars(args).items())
+    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+    print(
+        f"{args.env_id} on {envs.make(args.env_id, args.backend).backend} physics, learning on {jax.devices()[0]}\n"
+        f"{schedule.total_timesteps:,} environment steps, one update each {args.env_steps_per_update}, "
+        f"{schedule.num_epochs} evaluations; logs in {run_dir}\n"
+        f"{'steps':>13} {'seconds':>8} {'steps/s':>8} {'success rate':>13} {'time near goal':>15} {'final dist':>11}",
+        flush=True,
+    )
+
+    @jax.jit
+    def run(key):
+        return train(init(key), schedule.num_epochs)
+
+    # In a thread of its own, so that Ctrl-C is heard while XLA compiles or computes.
+    future = ThreadPoolExecutor().submit(lambda: jax.block_until_ready(run(jax.random.key(args.seed))))
+    try:
+        future.result()
+    except KeyboardInterrupt:
+        print(f"interrupted; what was logged so far is in {run_dir}", file=sys.stderr)
+        os._exit(130)
+    except jax.errors.JaxRuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        os._exit(1)
+    writer.close()
 
 
 if __name__ == "__main__":
-    import psutil; T0=psutil.Process().create_time()
     main()

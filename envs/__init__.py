@@ -1,7 +1,7 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
-    env = envs.make("reacher")              # one environment, a brax.envs.Env
-    batch = envs.wrap(env, 64, 1000)        # 64 of them, episodes of 1,000 steps, automatic resets
+`make` builds one task, `wrap` a batch of it that resets itself, `ENV_IDS` lists them all, and `stream` hands numbers
+from compiled code to Python.
 """
 
 import difflib

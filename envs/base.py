@@ -1,15 +1,19 @@
 """What every task shares: observation, reward, success, reset and step."""
 
+import contextlib
+import io
 import warnings
 from pathlib import Path
 
-import brax
 import jax
 import jax.numpy as jnp
 import mujoco
-from brax import base
-from brax.envs import PipelineEnv, State
-from brax.io import mjcf
+
+with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that it lacks warp, which nothing here needs
+    import brax
+    from brax import base
+    from brax.envs import PipelineEnv, State
+    from brax.io import mjcf
 
 from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
 
@@ -105,9 +109,7 @@ class GoalEnv(PipelineEnv):
         else:
             reward = metrics["success"]
         done = self.terminated(physics).astype(jnp.float32)
-        return state.replace(
-            pipeline_state=physics, obs=obs, reward=reward, done=done, metrics=state.metrics | metrics
-        )
+        return state.replace(pipeline_state=physics, obs=obs, reward=reward, done=done, metrics=state.metrics | metrics)
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:
         if self.backend == "mujoco":  # all `n_frames` substeps in one call

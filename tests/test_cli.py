@@ -1,0 +1,111 @@
+"""The script as its users start it, in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--env-id reacher --total-timesteps 640 --num-envs 4 --unroll-length 8 --learning-starts 16 --buffer-size 64"
+    " --episode-length 20 --num-evals 3 --num-eval-envs 2 --env-steps-per-update 8 --batch-size 8 --width 8"
+).split()
+
+
+def start(*flags, cwd):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "crl_jax.py", *flags],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(*flags, cwd):
+    process = start(*flags, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def scalars(run_dir):
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_run_directory_and_tags(tmp_path):
+    code, out, err = run(*SMALL, "--seed", "3", "--exp-name", "mine", cwd=tmp_path)
+    assert code == 0, err
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith("reacher__mine__3__")
+    assert "mujoco physics" in out and "704 environment steps" in out
+    logged = scalars(run_dir)
+    assert {
+        "eval/success_rate", "eval/time_near_goal", "eval/final_dist", "eval/episode_return", "charts/SPS",
+        "charts/updates_per_second", "losses/critic", "losses/actor", "losses/categorical_accuracy",
+        "losses/logits_pos", "losses/logits_neg", "losses/logsumexp", "losses/entropy", "losses/alpha",
+    } <= logged.keys()  # fmt: skip
+    assert all([step for step, _ in values] == [256, 480, 704] for values in logged.values())
+    assert len(out.splitlines()) == 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env-id", "reachr"], "error: unknown env id 'reachr'; did you mean reacher?"),
+        (["--backend", "warp"], "error: reacher does not run on backend 'warp'; choose one of"),
+        (["--contrastive-loss", "nce"], "error: --contrastive-loss nce: choose one of fwd_infonce"),
+        (["--unroll-length", "7", "--num-envs", "5"], "error: --unroll-length 7: "),
+    ],
+)
+def test_mistakes_get_one_line(flags, message, tmp_path):
+    began = time.time()
+    code, out, err = run(*flags, cwd=tmp_path)
+    assert code == 2 and out == "" and err.startswith(message) and err.count("\n") == 1
+    assert time.time() - began < 30  # before anything compiles
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_ctrl_c_ends_the_run_and_keeps_its_log(epochs_before, tmp_path):
+    """While XLA compiles, and in the middle of training."""
+    flags = [*SMALL, "--total-timesteps", "10000000", "--num-evals", "1000"]
+    if epochs_before == 0:
+        flags += ["--compilation-cache", "", "--depth", "12"]
+    process = start(*flags, cwd=tmp_path)
+    for _ in range(3 + epochs_before):
+        assert process.stdout.readline()
+    time.sleep(0.5)
+    began = time.time()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert time.time() - began < 5
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert str(run_dir.relative_to(tmp_path)) in err
+    lines = epochs_before + len(out.splitlines())
+    assert len(scalars(run_dir).get("eval/success_rate", [])) == lines >= epochs_before
+
+
+def test_compilation_cache(tmp_path):
+    """Written where the flag says, unless JAX's own environment variable says otherwise."""
+    cache = tmp_path / "cache"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    command = [sys.executable, ROOT / "crl_jax.py", *SMALL, "--compilation-cache", cache]
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment, stdout=subprocess.DEVNULL)
+    programs = {path.name for path in cache.glob("jit_run-*-cache")}
+    assert len(programs) == 1  # the whole training, native physics and logging included, can be cached
+    subprocess.run(command, cwd=tmp_path, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert {path.name for path in cache.glob("jit_run-*-cache")} == programs  # and was found again
+    elsewhere = tmp_path / "elsewhere"
+    subprocess.run(
+        command, cwd=tmp_path, check=True, env=environment | {"JAX_COMPILATION_CACHE_DIR": str(elsewhere)},
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert any(elsewhere.glob("jit_run-*-cache"))

@@ -1,0 +1,100 @@
+"""Native MuJoCo: the same physics as mjx, pure, batched, loud about instability."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+import envs
+from envs.mujoco_pipeline import MujocoPipeline
+
+
+@pytest.fixture(scope="module")
+def native():
+    return envs.make("reacher", backend="mujoco")
+
+
+def rollout(env, key, length=100):
+    """Physics states of random actions, (length, ...)."""
+
+    def step(state, key):
+        state = env.step(state, jax.random.uniform(key, (env.action_size,), minval=-1, maxval=1))
+        return state, state.pipeline_state
+
+    state = env.reset(key)
+    return state.pipeline_state, jax.lax.scan(step, state, jax.random.split(key, length))[1]
+
+
+def fields(physics):
+    return {"q": physics.q, "qd": physics.qd, "x": physics.x, "xd": physics.xd}
+
+
+def test_agrees_with_mjx(native):
+    keys = jax.random.split(jax.random.key(0), 4)
+    mjx = envs.make("reacher", backend="mjx")
+    for ours, theirs in zip(
+        jax.jit(jax.vmap(lambda key: rollout(native, key)))(keys),
+        jax.jit(jax.vmap(lambda key: rollout(mjx, key)))(keys),
+        strict=True,
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), fields(ours), fields(theirs))
+
+
+def test_any_nesting_of_vmaps_is_the_same_batch(native):
+    keys = jax.random.split(jax.random.key(1), 6)
+    flat = jax.jit(jax.vmap(lambda key: fields(rollout(native, key, 5)[1])))(keys)
+    nested = jax.jit(jax.vmap(jax.vmap(lambda key: fields(rollout(native, key, 5)[1]))))(keys.reshape(2, 3))
+    single = jax.jit(lambda key: fields(rollout(native, key, 5)[1]))(keys[4])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), nested, flat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[4], b, atol=1e-6), flat, single)
+
+
+def test_the_batch_reaches_the_host_whole(native, monkeypatch):
+    shapes = []
+    original = MujocoPipeline._host_rollout
+    monkeypatch.setattr(
+        MujocoPipeline, "_host_rollout", lambda self, x, n: shapes.append((x.shape, n)) or original(self, x, n)
+    )
+    env = envs.make("reacher", backend="mujoco")
+    state = jax.jit(jax.vmap(jax.vmap(env.reset)))(jax.random.split(jax.random.key(0), (2, 3)))
+    jax.block_until_ready(jax.jit(jax.vmap(jax.vmap(env.step)))(state, jnp.zeros((2, 3, 2))))
+    assert shapes == [((2, 3, 10), 1), ((2, 3, 10), 2)]  # one call each, all substeps of a step in one
+
+
+def test_pure(native):
+    """The same state and action give the same bits, whatever was simulated in between and however many threads do it."""
+    _, physics = jax.jit(jax.vmap(lambda key: rollout(native, key, 5)))(jax.random.split(jax.random.key(2), 9))
+    last = jax.tree.map(lambda x: x[:, -1], physics)
+    actions = jnp.full((9, 2), 0.3)
+    step = jax.jit(jax.vmap(native.pipeline_step))
+    first = step(last, actions)
+    step(jax.tree.map(lambda x: x[::-1], last), -actions)
+    one_thread = MujocoPipeline(native.sys.mj_model, 2)
+    one_thread._data = one_thread._data[:1]
+    one_thread._pool = mujoco.rollout.Rollout(nthread=1)
+    inputs = np.concatenate([last.q, last.qd, actions], axis=1)
+    expected = one_thread._host_rollout(inputs, 2)
+    for result in (step(last, actions), first):
+        np.testing.assert_array_equal(np.concatenate([result.q, result.qd], axis=1), expected[:, :8])
+
+
+def test_reset_positions_do_not_lag(native):
+    state = jax.jit(native.reset)(jax.random.key(3))
+    model = native.sys.mj_model
+    data = mujoco.MjData(model)
+    data.qpos[:], data.qvel[:] = state.pipeline_state.q, state.pipeline_state.qd
+    mujoco.mj_forward(model, data)
+    np.testing.assert_allclose(state.pipeline_state.x.pos, data.xpos[1:], atol=1e-6)
+    np.testing.assert_allclose(state.pipeline_state.x.rot, data.xquat[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e12])
+def test_unstable_simulation_is_an_error(native, bad):
+    state = jax.jit(jax.vmap(native.reset))(jax.random.split(jax.random.key(4), 3))
+    physics = state.pipeline_state
+    broken = physics.replace(qd=physics.qd.at[1, 0].set(bad))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"unstable simulation in 1 of 3 .* number 1"):
+        jax.block_until_ready(jax.jit(jax.vmap(native.pipeline_step))(broken, jnp.zeros((3, 2))))
+    fine = jax.jit(jax.vmap(native.pipeline_step))(physics, jnp.zeros((3, 2)))  # and the pipeline lives on
+    assert np.isfinite(fine.q).all()
