@@ -4,9 +4,9 @@ Take a state and an action of a past trajectory and, as a goal, where that same 
 
     (s_t, a_t),   g = state_{t+k}[goal_indices],   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory
 
-A critic f(s, a, g) = energy(φ(s, a), ψ(g)) learns to tell which goal of a batch belongs to which state and action. Row i
-of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i; the other columns, goals
-of other trajectories, are the negatives. With the InfoNCE loss
+A critic f(s, a, g) = energy(φ(s, a), ψ(g)) learns to tell which goal of a batch belongs to which state and action. Row
+i of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i; the other columns,
+goals of other rows, are the negatives. With the InfoNCE loss
 
     L(φ, ψ) = -mean_i( logits[i, i] - logsumexp_j logits[i, j] ) + c · mean_i( (logsumexp_j logits[i, j])² )
 
@@ -48,38 +48,38 @@ class Args:
     runs_dir: str = "runs"  # folder in which the run's own directory is made
     compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
 
-    total_timesteps: int = 1_000_000  # environment steps of the run, rounded up to whole epochs
-    num_envs: int = 64  # environments stepped in parallel
+    total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
+    num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 50  # steps of each environment between two rounds of updates
-    num_evals: int = 20  # evaluations, evenly spaced; the time between two is an epoch
+    unroll_length: int = 25  # steps of each environment between two rounds of updates
+    num_evals: int = 25  # evaluations, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
 
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
     batch_size: int = 256  # (state, action, goal) rows of an update; each has batch_size - 1 negatives
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
-    learning_starts: int = 1_000  # steps of each environment before the first update, rounded up to whole unrolls
+    learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
     gamma: float = 0.99  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
 
     energy: str = "norm"  # similarity of two representations: norm, l2, dot or cosine
-    contrastive_loss: str = "fwd_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
+    contrastive_loss: str = "sym_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
-    actor_lr: float = 3e-4  # Adam's learning rate for the actor
-    critic_lr: float = 3e-4  # Adam's learning rate for the critic's two encoders
-    alpha_lr: float = 3e-4  # Adam's learning rate for log alpha
+    actor_lr: float = 1e-3  # Adam's learning rate for the actor
+    critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
+    alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
 
     width: int = 256  # units of a hidden layer
     depth: int = 2  # hidden layers of the actor and of each encoder; with residual a multiple of 4
     repr_dim: int = 64  # size of the representations phi and psi
-    activation: str = "swish"  # nonlinearity of the hidden layers: swish or relu
+    activation: str = "relu"  # nonlinearity of the hidden layers: relu or swish
     layer_norm: bool = False  # normalise each hidden layer; deep networks need it
     residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu}
+ACTIVATIONS = {"relu": nn.relu, "swish": nn.swish}
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -169,7 +169,7 @@ def buffer_init(transition, capacity, num_envs):
 
 
 def buffer_add(buffer, transitions, traj_id):
-    """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; `capacity` is a multiple of `time`."""
+    """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; capacity is a multiple of time."""
     capacity = buffer.traj_id.shape[0]
     start = buffer.num_steps % capacity
 
@@ -310,6 +310,10 @@ class Schedule(NamedTuple):
     iterations_per_epoch: int
     num_epochs: int
 
+    @property
+    def total_timesteps(self):
+        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
+
 
 def make_schedule(args):
     """Counts iterations and epochs. Raises ValueError, with what would do instead, for flags that make no sense."""
@@ -324,7 +328,8 @@ def make_schedule(args):
         lowest = 0 if flag in ("seed", "logsumexp_penalty") else 2 if flag == "batch_size" else 1
         check(not isinstance(value, int) or isinstance(value, bool) or value >= lowest, flag, f"at least {lowest}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
-    check(not (args.residual and args.depth % 4), "depth", f"residual blocks have 4 layers, try {-args.depth // 4 * -4}")
+    blocks, rest = divmod(args.depth, 4)
+    check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)
     check(args.buffer_size >= need, "buffer_size", f"must hold the learning starts and an unroll, at least {need}")
     unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)

@@ -1,8 +1,8 @@
 """Calls Python from compiled code, on a CPU without giving up JAX's persistent compilation cache.
 
-JAX does not cache a program that contains one of its own callbacks, so a training with native physics would compile anew
-at every start; and such a callback costs about a quarter of a millisecond each time. XLA's foreign function interface
-has neither fault: a program holds just the name of its target. The structures below are those of the header
+JAX caches no program that contains one of its own callbacks, so a training with native physics would compile anew at
+every start; and such a callback costs about a quarter of a millisecond each time. XLA's foreign function interface has
+neither fault: a program holds just the name of its target. The structures below are those of the header
 `xla/ffi/api/c_api.h` that jaxlib ships (`jax.ffi.include_dir()`). On an accelerator JAX's callbacks are used.
 """
 

@@ -1,7 +1,7 @@
 """Native MuJoCo physics as a fifth pipeline beside brax's generalized, positional, spring and mjx.
 
-Without an accelerator XLA runs a batched simulator as thousands of tiny kernels. The MuJoCo C library does not: here it
-steps the whole batch on all cores, in one host call for each control step, under the same jitted scan as everything else.
+Without an accelerator XLA runs a batched simulator as thousands of tiny kernels. The MuJoCo C library does not: here
+it steps the whole batch on all cores, in one host call for each control step, under the same jitted scan as the rest.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """The script as its users start it, in a process of its own."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
-SMALL = (
+SMALL = shlex.split(
     "--env-id reacher --total-timesteps 640 --num-envs 4 --unroll-length 8 --learning-starts 16 --buffer-size 64"
     " --episode-length 20 --num-evals 3 --num-eval-envs 2 --env-steps-per-update 8 --batch-size 8 --width 8"
-).split()
+)
 
 
 def start(*flags, cwd):

@@ -144,7 +144,7 @@ def test_crl_loss(energy, loss):
 
 
 def test_each_loss_moves_its_own_parameters_only():
-    args, networks, params, batch, key = make_problem()
+    args, networks, params, batch, key = make_problem(contrastive_loss="fwd_infonce")
     state, action, goal = batch
 
     def critic_loss(phi_params, psi_params):
@@ -224,7 +224,7 @@ def test_network_shapes():
 
 def test_residual_blocks_are_stacked_and_equal_a_loop_over_them():
     x = draw(3, 4)
-    args = Args(width=8, depth=12, residual=True, layer_norm=True)
+    args = Args(width=8, depth=12, residual=True, layer_norm=True, activation="swish")
     network = MLP(args, 5)
     params = network.init(jax.random.key(0), x)
     stacked = params["params"]["ScanResidualBlock_0"]

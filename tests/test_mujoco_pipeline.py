@@ -63,7 +63,7 @@ def test_the_batch_reaches_the_host_whole(native, monkeypatch):
 
 
 def test_pure(native):
-    """The same state and action give the same bits, whatever was simulated in between and however many threads do it."""
+    """The same state and action give the same bits, whatever was simulated in between, on however many threads."""
     _, physics = jax.jit(jax.vmap(lambda key: rollout(native, key, 5)))(jax.random.split(jax.random.key(2), 9))
     last = jax.tree.map(lambda x: x[:, -1], physics)
     actions = jnp.full((9, 2), 0.3)
