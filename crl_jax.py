@@ -359,7 +359,6 @@ def make_train(args, log=None):
     env = envs.make(args.env_id, backend=args.backend)
     episode_length = args.episode_length or env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
-    eval_env = envs.wrap(env, args.num_eval_envs, episode_length)
     goal_indices = jnp.array(env.goal_indices)
 
     networks = Networks(MLP(args, 2 * env.action_size), MLP(args, args.repr_dim), MLP(args, args.repr_dim))
@@ -428,14 +427,15 @@ def make_train(args, log=None):
         def step(carry, _):
             env_state, running, steps_near, episode_return, final_dist = carry
             mean, _ = action_distribution(networks.actor.apply(params["actor"], *split_obs(env_state.obs)))
-            env_state = eval_env.step(env_state, jnp.tanh(mean))
+            env_state = jax.vmap(env.step)(env_state, jnp.tanh(mean))
             steps_near += running * env_state.metrics["success"]
             episode_return += running * env_state.reward
             final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
             return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
 
         zeros = jnp.zeros(args.num_eval_envs)
-        carry = (eval_env.reset(key), zeros + 1, zeros, zeros, zeros)
+        env_state = jax.vmap(env.reset)(jax.random.split(key, args.num_eval_envs))
+        carry = (env_state, zeros + 1, zeros, zeros, zeros)
         (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
         return {
             "eval/success_rate": jnp.mean(steps_near > 0),

@@ -5,6 +5,7 @@ of 256, one update each 16 environment steps, episodes of 1,001 steps.
 """
 
 import dataclasses
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ def main():
     init, train = make_train(args, lambda metrics: ends.append(time.perf_counter()))
     jax.block_until_ready(jax.jit(lambda key: train(init(key), EPOCHS))(jax.random.key(0)))
     steps = schedule.iterations_per_epoch * schedule.steps_per_iteration
-    speeds = sorted(steps / (after - before) for before, after in zip(ends, ends[1:], strict=False))
+    speeds = sorted(steps / (after - before) for before, after in itertools.pairwise(ends))
     print(f"environment steps a second, {len(speeds)} epochs: {', '.join(f'{speed:,.0f}' for speed in speeds)}")
     print(f"updates a second: {', '.join(f'{speed / args.env_steps_per_update:,.0f}' for speed in speeds)}")
 

@@ -1,0 +1,44 @@
+"""Training speed of the peer, jaxgcrl 0.2.8, at the settings of `equal_settings.py`. Runs in an environment of its own:
+
+    python3.11 -m venv .venv-peer
+    .venv-peer/bin/pip install --no-deps jaxgcrl==0.2.8
+    .venv-peer/bin/pip install jax==0.4.25 jaxlib==0.4.25 "flax<0.9" brax==0.12.1 matplotlib==3.8.4 mujoco==3.2.7 \\
+        mujoco-mjx==3.2.7 "numpy<2" "scipy<1.14" tyro==0.9.17 wandb wandb-osh
+    WANDB_MODE=disabled .venv-peer/bin/python benchmark/peer_speed.py
+"""
+
+import jaxgcrl.agents.crl.crl as crl
+from jaxgcrl.utils.config import RunConfig
+from jaxgcrl.utils.env import create_env
+
+EPOCHS, ITERATIONS, NUM_ENVS, UNROLL, PREFILL = 3, 8, 64, 62, 1000
+
+
+class NoEvaluator:
+    """Its own asks reacher for a metric that reacher lacks; speed is measured without evaluation anyway."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def run_evaluation(self, training_state, metrics):
+        return metrics
+
+
+def progress(step, metrics, *args, **kwargs):
+    print(f"{step:,} steps: {metrics['training/sps']:.0f} environment steps a second", flush=True)
+
+
+crl.ActorEvaluator = NoEvaluator
+config = RunConfig(
+    env="reacher",
+    num_envs=NUM_ENVS,
+    num_evals=EPOCHS,
+    total_env_steps=(PREFILL // UNROLL + 1 + EPOCHS * ITERATIONS) * NUM_ENVS * UNROLL,
+    log_wandb=False,
+)
+env = create_env("reacher")
+print("the first epoch's speed includes compiling")
+try:
+    crl.CRL().train_fn(config=config, train_env=env, eval_env=env, progress_fn=progress)
+except (AssertionError, UnboundLocalError) as error:  # how it ends
+    print(f"ended in {type(error).__name__}")
