@@ -4,15 +4,16 @@ Take a state and an action of a past trajectory and, as a goal, where that same 
 
     (s_t, a_t),   g = state_{t+k}[goal_indices],   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory
 
-A critic f(s, a, g) = energy(φ(s, a), ψ(g)) learns to tell which goal of a batch belongs to which state and action. Row
-i of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i; the other columns,
-goals of other rows, are the negatives. With the InfoNCE loss
+A critic f(s, a, g) = energy(φ(s, a), ψ(g)) learns to tell which goal of a batch belongs to which state and action. Each
+row of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i, and each column j one
+whose right answer is row j; what belongs to other pairs serves as negatives. With the symmetric InfoNCE loss
 
-    L(φ, ψ) = -mean_i( logits[i, i] - logsumexp_j logits[i, j] ) + c · mean_i( (logsumexp_j logits[i, j])² )
+    L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
+              + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is log p(g | s, a) - log p(g) up to a constant: how much likelier g is to be reached, discounted by γ,
 after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to the
-goal, with as much entropy as α asks for:
+goal, with as much entropy as α asks for (H̄ is the target):
 
     L(π) = mean( α log π(a | s, g) - f(s, a, g) ),  a ~ π(· | s, g)        L(α) = α · mean( -log π(a | s, g) - H̄ )
 
@@ -347,16 +348,20 @@ def make_schedule(args):
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
 
-def make_train(args, log=None):
+def make_train(args, env=None, log=None):
     """Builds the two pure functions that are the whole training.
 
     `runner_state = init(key)` makes networks, environments and a buffer with its first transitions;
     `runner_state, metrics = train(runner_state, num_epochs)` is one scan over epochs. `metrics` is a dict of arrays
-    (num_epochs,). Both can be jitted, and vmapped over seeds. If given, `log(iteration, metrics)` is called on the host
-    at the end of each epoch, while the scan goes on.
+    (num_epochs,). Both can be jitted, and vmapped over seeds.
+
+    Args:
+      env: a task of one's own, instead of the one that `args` names.
+      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and the
+        number of iterations so far.
     """
     schedule = make_schedule(args)
-    env = envs.make(args.env_id, backend=args.backend)
+    env = env or envs.make(args.env_id, args.backend)
     episode_length = args.episode_length or env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
     goal_indices = jnp.array(env.goal_indices)
@@ -487,16 +492,18 @@ def main():
 
     try:
         schedule = make_schedule(args)
-        init, train = make_train(args, log)
+        env = envs.make(args.env_id, args.backend)
+        init, train = make_train(args, env, log)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     run_dir = os.path.join(args.runs_dir, f"{args.env_id}__{args.exp_name}__{args.seed}__{int(start)}")
     writer = SummaryWriter(run_dir)
-    rows = "".join(f"|{name}|{value}|\n" for name, value in vars(args).items())
+    flags = vars(args) | {"backend": env.backend}
+    rows = "".join(f"|{name}|{value}|\n" for name, value in flags.items())
     writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     print(
-        f"{args.env_id} on {envs.make(args.env_id, args.backend).backend} physics, learning on {jax.devices()[0]}\n"
+        f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}\n"
         f"{schedule.total_timesteps:,} environment steps, one update each {args.env_steps_per_update}, "
         f"{schedule.num_epochs} evaluations; logs in {run_dir}\n"
         f"{'steps':>13} {'seconds':>8} {'steps/s':>8} {'success rate':>13} {'time near goal':>15} {'final dist':>11}",
