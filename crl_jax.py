@@ -53,7 +53,7 @@ class Args:
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
     unroll_length: int = 25  # steps of each environment between two rounds of updates
-    num_evals: int = 25  # evaluations, evenly spaced; the time between two is an epoch
+    num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
 
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
@@ -201,7 +201,8 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
     u = jax.random.uniform(k_key, batch_shape)
-    k = jnp.ceil(jnp.log1p(-u * (1 - gamma**n)) / math.log(gamma)).astype(jnp.int32).clip(1, n)
+    log_gamma = math.log(gamma)
+    k = jnp.ceil(jnp.log1p(u * jnp.expm1(n * log_gamma)) / log_gamma).astype(jnp.int32).clip(1, n)
 
     def take(step):
         return jax.tree.map(lambda x: x[step % capacity, env], buffer.data)
@@ -301,7 +302,6 @@ class RunnerState(NamedTuple):
     buffer: Buffer
     key: jax.Array
     eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
-    iteration: jax.Array  # (): unrolls so far, those before the first update included
 
 
 class Schedule(NamedTuple):
@@ -326,8 +326,9 @@ def make_schedule(args):
     for flag, choices in dict(energy=ENERGIES, contrastive_loss=CONTRASTIVE_LOSSES, activation=ACTIVATIONS).items():
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
     for flag, value in vars(args).items():
-        lowest = 0 if flag in ("seed", "logsumexp_penalty") else 2 if flag == "batch_size" else 1
-        check(not isinstance(value, int) or isinstance(value, bool) or value >= lowest, flag, f"at least {lowest}")
+        if Args.__annotations__[flag] in (int, int | None) and value is not None:
+            lowest = {"seed": 0, "batch_size": 2}.get(flag, 1)
+            check(value >= lowest, flag, f"at least {lowest}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
@@ -341,9 +342,9 @@ def make_schedule(args):
         f" (--env-steps-per-update), try {max(args.unroll_length // unit, 1) * unit}",
     )
     steps = args.num_envs * args.unroll_length
-    warmup = math.ceil(args.learning_starts / args.unroll_length)
+    warmup = math.ceil(args.learning_starts / args.unroll_length) - 1  # an iteration unrolls before it learns
     iterations = math.ceil(args.total_timesteps / steps) - warmup
-    check(iterations > 0, "total_timesteps", f"learning starts after {warmup * steps}, at least {(warmup + 1) * steps}")
+    check(iterations > 0, "total_timesteps", f"learning starts only then, at least {(warmup + 1) * steps}")
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
@@ -357,8 +358,8 @@ def make_train(args, env=None, log=None):
 
     Args:
       env: a task of one's own, instead of the one that `args` names.
-      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and the
-        number of iterations so far.
+      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
+        `num_steps`, the steps that each environment has taken so far.
     """
     schedule = make_schedule(args)
     env = env or envs.make(args.env_id, args.backend)
@@ -388,7 +389,7 @@ def make_train(args, env=None, log=None):
         }
         capacity = math.ceil(args.buffer_size / args.unroll_length) * args.unroll_length
         buffer = buffer_init(Transition(state, action, goal), capacity, args.num_envs)
-        runner = RunnerState(params, optimizer.init(params), env_state, buffer, key, eval_key, jnp.int32(0))
+        runner = RunnerState(params, optimizer.init(params), env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
     def unroll(runner):
@@ -406,7 +407,7 @@ def make_train(args, env=None, log=None):
         keys = jax.random.split(unroll_key, args.unroll_length)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, keys)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
-        return runner._replace(env_state=env_state, buffer=buffer, key=key, iteration=runner.iteration + 1)
+        return runner._replace(env_state=env_state, buffer=buffer, key=key)
 
     def update(carry, inputs):
         params, opt_state = carry
@@ -454,7 +455,7 @@ def make_train(args, env=None, log=None):
         eval_key, key = jax.random.split(runner.eval_key)
         metrics = evaluate(runner.params, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         if log is not None:
-            envs.stream(log, {"iteration": runner.iteration} | metrics)
+            envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics
 
     def train(runner, num_epochs):
@@ -476,14 +477,13 @@ def main():
     def log(metrics):
         """Called at the end of each epoch, while the training goes on."""
         nonlocal last_time, last_steps
-        now, steps = time.time(), int(metrics.pop("iteration")) * schedule.steps_per_iteration
+        now, steps = time.time(), int(metrics.pop("num_steps")) * args.num_envs
         updates = schedule.iterations_per_epoch * schedule.updates_per_iteration
         metrics["charts/SPS"] = (steps - last_steps) / (now - last_time)
         metrics["charts/updates_per_second"] = updates / (now - last_time)
         last_time, last_steps = now, steps
         for name, value in metrics.items():
             writer.add_scalar(name, value, steps)
-        writer.flush()
         print(
             f"{steps:>13,} {now - start:>8.1f} {metrics['charts/SPS']:>8,.0f} {metrics['eval/success_rate']:>13.3f}"
             f" {metrics['eval/time_near_goal']:>15.3f} {metrics['eval/final_dist']:>11.3f}",
@@ -498,10 +498,9 @@ def main():
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     run_dir = os.path.join(args.runs_dir, f"{args.env_id}__{args.exp_name}__{args.seed}__{int(start)}")
-    writer = SummaryWriter(run_dir)
+    writer = SummaryWriter(run_dir, flush_secs=1)
     flags = vars(args) | {"backend": env.backend}
-    rows = "".join(f"|{name}|{value}|\n" for name, value in flags.items())
-    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+    writer.add_text("hyperparameters", "\n".join(f"    {name}: {value}" for name, value in flags.items()))
     print(
         f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}\n"
         f"{schedule.total_timesteps:,} environment steps, one update each {args.env_steps_per_update}, "
@@ -516,15 +515,17 @@ def main():
 
     # In a thread of its own, so that Ctrl-C is heard while XLA compiles or computes.
     future = ThreadPoolExecutor().submit(lambda: jax.block_until_ready(run(jax.random.key(args.seed))))
+    problem, code = "", 0
     try:
         future.result()
     except KeyboardInterrupt:
-        print(f"interrupted; what was logged so far is in {run_dir}", file=sys.stderr)
-        os._exit(130)
+        problem, code = f"interrupted; what was logged so far is in {run_dir}", 130
     except jax.errors.JaxRuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        os._exit(1)
+        problem, code = f"error: {error}", 1
     writer.close()
+    if problem:
+        print(problem, file=sys.stderr)
+        os._exit(code)  # the thread may compute on for hours
 
 
 if __name__ == "__main__":

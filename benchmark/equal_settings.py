@@ -15,8 +15,8 @@ import jax
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from crl_jax import Args, make_schedule, make_train
 
-# The peer's losses, activation and learning rates too. The peer's figure leaves evaluation out; ours includes one episode
-# an epoch.
+# The peer's losses, activation and learning rates too. The peer's figure leaves evaluation out, ours includes an
+# evaluation of one episode an epoch.
 ARGS = Args(
     num_envs=64, batch_size=256, width=256, depth=2, env_steps_per_update=16, episode_length=1001, unroll_length=50,
     learning_starts=1000, activation="swish", contrastive_loss="fwd_infonce", actor_lr=3e-4, critic_lr=3e-4,
@@ -26,7 +26,7 @@ EPOCHS, ITERATIONS = 4, 10
 
 
 def main():
-    args = dataclasses.replace(ARGS, total_timesteps=64_000 + EPOCHS * ITERATIONS * 3_200, num_evals=EPOCHS)
+    args = dataclasses.replace(ARGS, total_timesteps=60_800 + EPOCHS * ITERATIONS * 3_200, num_evals=EPOCHS)
     schedule = make_schedule(args)
     ends = []
     init, train = make_train(args, log=lambda metrics: ends.append(time.perf_counter()))

@@ -23,7 +23,8 @@ import envs
 
 def python_loop(env, num_envs, length):
     """Steps `mujoco.rollout` only; returns environment steps a second."""
-    model, n_frames = env.sys.mj_model, env._n_frames
+    spec, n_frames = env.build("mujoco")  # without the sensors that our pipeline adds
+    model = spec.compile()
     data = [mujoco.MjData(model) for _ in range(os.cpu_count())]
     state = np.zeros((num_envs, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
     state[:, 1 : 1 + model.nq] = model.qpos0

@@ -88,6 +88,7 @@ _Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
 
 _functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
 _handlers: dict[str, _Handler] = {}  # XLA holds bare pointers to these: they must never be collected
+_stream_names: dict[tuple, str] = {}
 
 
 def _as_array(buffers: _Buffers) -> np.ndarray:
@@ -109,7 +110,10 @@ def _make_handler(name: str) -> _Handler:
                 version = frame.extension.contents.metadata.contents.api_version
                 version.major, version.minor = _API_MAJOR, frame.api.contents.api_version.minor
             else:
-                _as_array(frame.results)[...] = _functions[name](_as_array(frame.args))
+                result, expected = _functions[name](_as_array(frame.args)), _as_array(frame.results)
+                if result.shape != expected.shape:
+                    raise ValueError(f"the function returned shape {result.shape} instead of {expected.shape}")
+                expected[...] = result
         except BaseException as error:  # nothing may be raised through C: it becomes XLA's error, and Python's again
             args = _ErrorArgs(
                 struct_size=ctypes.sizeof(_ErrorArgs),
@@ -128,11 +132,15 @@ def host_call(
     """`function(x)` on the host, from within compiled code.
 
     Args:
-      name: a name of its own for each function, the same in every process, since cached programs know it by name.
-      function: takes a float32 array and returns one; a vmap hands it all of its batch at once, as leading axes.
+      name: cached programs know the function by its name, so it must mean the same in every process. Two functions of
+        one name: the newer is called.
+      function: takes a float32 array, valid during the call only, and returns one; a vmap hands it all of its batch at
+        once, as leading axes.
       result_shape: shape of the result for one unbatched `x`.
       x: float32 array.
       has_side_effect: whether to call it even if nobody needs the result.
+
+    Whether for a CPU or an accelerator is decided when it is traced, by JAX's default backend.
     """
     result = jax.ShapeDtypeStruct(result_shape, jnp.float32)
     if jax.default_backend() != "cpu":
@@ -158,4 +166,5 @@ def stream(function: Callable, values: dict[str, jax.Array]) -> None:
         return np.zeros(stacked.shape[:-1], np.float32)
 
     stacked = jnp.stack([jnp.asarray(x, jnp.float32) for x in values.values()])
-    host_call(f"stream_{len(_handlers)}", on_host, (), stacked, has_side_effect=True)
+    name = _stream_names.setdefault((function, *values), f"stream_{len(_stream_names)}")
+    host_call(name, on_host, (), stacked, has_side_effect=True)

@@ -6,6 +6,7 @@ it steps the whole batch on all cores, in one host call for each control step, u
 
 import hashlib
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -42,17 +43,19 @@ class MujocoPipeline:
     Pure: a state goes in, a state comes out, and the constraint solver starts cold each time. As in `mj_step` and in
     brax's mjx pipeline, `q` and `qd` are new after a step while `x` and `xd` belong to the start of its last substep.
 
-    Raises, from within the jitted computation: FloatingPointError if the simulation is unstable.
+    An unstable simulation, or a state or control that is not finite, raises FloatingPointError on the host, and so
+    jax.errors.JaxRuntimeError out of the jitted computation.
     """
 
     def __init__(self, model: mujoco.MjModel, n_frames: int):
         # Without this MuJoCo answers an unstable state with a silent reset to the model's initial one.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
-        threads = os.cpu_count()
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._model = model
         self._n_frames = n_frames
         self._data = [mujoco.MjData(model) for _ in range(threads)]
         self._pool = rollout.Rollout(nthread=threads)
+        self._lock = threading.Lock()  # data and pool serve one call at a time
         contents = np.empty(mujoco.mj_sizeModel(model), np.uint8)
         mujoco.mj_saveModel(model, None, contents)
         self._digest = hashlib.sha256(contents).hexdigest()[:16]
@@ -97,11 +100,12 @@ class MujocoPipeline:
         initial_state[:, 1:] = inputs[:, :num_coords]
         control = np.repeat(inputs[:, None, num_coords:], n_frames, axis=1)
         chunk_size = max(1, len(inputs) // (4 * len(self._data)))  # MuJoCo's own choice is slower for small batches
-        states, sensors = self._pool.rollout(model, self._data, initial_state, control, chunk_size=chunk_size)
+        with self._lock:
+            states, sensors = self._pool.rollout(model, self._data, initial_state, control, chunk_size=chunk_size)
         final = states[:, -1]
         # A rollout that MuJoCo warned about stands still from there on: its clock gives it away.
         stopped = final[:, 0] < (n_frames - 0.5) * model.opt.timestep
-        unstable = stopped | ~(np.abs(final) < mujoco.mjMAXVAL).all(axis=1)
+        unstable = stopped | ~(np.abs(final) < mujoco.mjMAXVAL).all(axis=1) | ~np.isfinite(inputs).all(axis=1)
         if unstable.any():
             which = np.flatnonzero(unstable)
             raise FloatingPointError(

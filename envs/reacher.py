@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 from brax import base, math
 
 from envs.base import GoalEnv, load_robot
 
-_TIP = jnp.array([0.11, 0.0, 0.0])  # the finger tip in the forearm's frame, metres
+_TIP = np.array([0.11, 0.0, 0.0], np.float32)  # the finger tip in the forearm's frame, metres
 
 
 class Reacher(GoalEnv):

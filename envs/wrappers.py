@@ -46,7 +46,8 @@ class BatchedEnv(Wrapper):
         info["next_obs"] = state.obs
         info["truncation"] = jnp.where(info["steps"] >= self.episode_length, 1.0 - state.done, 0.0)
         state = state.replace(done=jnp.maximum(state.done, info["truncation"]), info=info)
-        # The batch is reset only in a step in which some episode ends: most steps pay nothing for it.
+        # The batch is reset only in a step in which some episode ends: most steps pay nothing for it. (Under a vmap
+        # over seeds, which turns the branch into a selection, all do.)
         return jax.lax.cond(state.done.any(), self._restart, lambda state: state, state)
 
     def _restart(self, state: State) -> State:

@@ -91,7 +91,9 @@ def test_ctrl_c_ends_the_run_and_keeps_its_log(epochs_before, tmp_path):
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert str(run_dir.relative_to(tmp_path)) in err
     lines = epochs_before + len(out.splitlines())
-    assert len(scalars(run_dir).get("eval/success_rate", [])) == lines >= epochs_before
+    logged = scalars(run_dir)
+    # The last tag of an epoch; one epoch may be logged and not yet printed.
+    assert epochs_before <= lines <= len(logged.get("charts/updates_per_second", [])) <= lines + 1
 
 
 def test_compilation_cache(tmp_path):

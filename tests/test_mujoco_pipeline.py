@@ -66,6 +66,7 @@ def test_pure(native):
     """The same state and action give the same bits, whatever was simulated in between, on however many threads."""
     _, physics = jax.jit(jax.vmap(lambda key: rollout(native, key, 5)))(jax.random.split(jax.random.key(2), 9))
     last = jax.tree.map(lambda x: x[:, -1], physics)
+    last = last.replace(q=last.q.at[:, 1].set(3.05))  # beyond the joint's limit: the constraint solver has work to do
     actions = jnp.full((9, 2), 0.3)
     step = jax.jit(jax.vmap(native.pipeline_step))
     first = step(last, actions)
@@ -98,3 +99,11 @@ def test_unstable_simulation_is_an_error(native, bad):
         jax.block_until_ready(jax.jit(jax.vmap(native.pipeline_step))(broken, jnp.zeros((3, 2))))
     fine = jax.jit(jax.vmap(native.pipeline_step))(physics, jnp.zeros((3, 2)))  # and the pipeline lives on
     assert np.isfinite(fine.q).all()
+
+
+@pytest.mark.parametrize("n_frames", [1, 2])
+def test_a_control_that_is_no_number_is_an_error(native, n_frames):
+    pipeline = MujocoPipeline(native.sys.mj_model, n_frames)
+    physics = jax.jit(native.reset)(jax.random.key(5)).pipeline_state
+    with pytest.raises(jax.errors.JaxRuntimeError, match="unstable simulation in 1 of 1"):
+        jax.block_until_ready(jax.jit(pipeline.step)(physics, jnp.array([0.0, jnp.nan])))

@@ -15,7 +15,7 @@ TINY = Args(
     total_timesteps=160,
     num_envs=4,
     unroll_length=4,
-    learning_starts=8,
+    learning_starts=12,
     buffer_size=32,
     episode_length=10,
     num_evals=4,
@@ -57,7 +57,7 @@ def test_contract(tiny):
     }  # fmt: skip
     assert metrics.keys() == expected
     assert all(value.shape == (4,) and np.isfinite(value).all() for value in metrics.values())
-    assert int(runner.iteration) == 10 and int(runner.buffer.num_steps) == 40
+    assert int(runner.buffer.num_steps) == 40
 
 
 def test_every_step_is_accounted_for():
@@ -105,9 +105,9 @@ def test_many_seeds_in_one_call(tiny):
 
 def test_log_is_called_while_training_runs():
     logged = []
-    init, train_ = make_train(TINY, log=lambda metrics: logged.append((int(metrics["iteration"]), metrics)))
+    init, train_ = make_train(TINY, log=lambda metrics: logged.append((int(metrics["num_steps"]), metrics)))
     _, metrics = jax.block_until_ready(jax.jit(lambda key: train_(init(key), 4))(jax.random.key(0)))
-    assert [iteration for iteration, _ in logged] == [4, 6, 8, 10]
+    assert [num_steps for num_steps, _ in logged] == [16, 24, 32, 40]
     for epoch, (_, values) in enumerate(logged):
         for name in metrics:
             np.testing.assert_allclose(values[name], metrics[name][epoch], rtol=1e-6, err_msg=name)
@@ -130,7 +130,7 @@ VARIANTS = [
     dict(energy="dot", contrastive_loss="binary_nce", activation="relu", logsumexp_penalty=0.0),
     dict(energy="cosine", contrastive_loss="bwd_infonce", depth=1, num_envs=1, env_steps_per_update=1),
     dict(energy="l2", residual=True, layer_norm=True, depth=8, num_envs=3, unroll_length=7, env_steps_per_update=21),
-    dict(buffer_size=9, num_evals=1, total_timesteps=1000, env_steps_per_update=16, batch_size=2, episode_length=1),
+    dict(buffer_size=13, num_evals=1, total_timesteps=1000, env_steps_per_update=16, batch_size=2, episode_length=1),
     dict(episode_length=3, unroll_length=5, learning_starts=1, env_steps_per_update=4, batch_size=300),
 ]
 
@@ -174,7 +174,7 @@ NONSENSE = [
     (dict(batch_size=1), "--batch-size 1: at least 2"),
     (dict(gamma=1.0), "--gamma 1.0: must lie between 0 and 1"),
     (dict(residual=True, depth=6), "--depth 6: .* try 8"),
-    (dict(buffer_size=3), "--buffer-size 3: .* at least 8"),
+    (dict(buffer_size=3), "--buffer-size 3: .* at least 12"),
     (dict(unroll_length=6, num_envs=3), "--unroll-length 6: .* multiple of 8 .* try 8"),
     (dict(total_timesteps=32), "--total-timesteps 32: .* at least 48"),
 ]
@@ -190,7 +190,7 @@ def test_advice_on_sizes_is_sound():
     """Whatever the sizes, the numbers that an error message advises are accepted."""
     for num_envs, unroll_length, ratio in itertools.product((1, 3, 64, 100), (1, 7, 62), (1, 4, 16, 24)):
         args = dataclasses.replace(
-            TINY, num_envs=num_envs, unroll_length=unroll_length, env_steps_per_update=ratio, buffer_size=1000,
+            TINY, num_envs=num_envs, unroll_length=unroll_length, env_steps_per_update=ratio, buffer_size=10**5,
             total_timesteps=10**6,
         )  # fmt: skip
         try:
@@ -200,8 +200,10 @@ def test_advice_on_sizes_is_sound():
 
 
 def test_short_training_improves():
-    """A minute's worth of reacher: the policy gets nearer to its goals than the untrained one."""
-    args = Args(total_timesteps=80_000, num_evals=4, num_eval_envs=64, episode_length=200)
-    _, metrics = train(args)
-    assert metrics["losses/categorical_accuracy"][-1] > 2 / args.batch_size
-    assert metrics["eval/final_dist"][-1] < 0.7 * metrics["eval/final_dist"][0]
+    """Half a minute of reacher: closer to the goals at the end than the same run that does not learn."""
+    args = Args(total_timesteps=120_000, num_evals=1, num_eval_envs=64, episode_length=200)
+    _, learnt = train(args)
+    _, untrained = train(dataclasses.replace(args, actor_lr=0.0, critic_lr=0.0, batch_size=2))
+    assert learnt["losses/categorical_accuracy"][-1] > 2 / args.batch_size
+    assert learnt["eval/final_dist"][-1] < 0.6 * untrained["eval/final_dist"][-1]
+    assert learnt["eval/time_near_goal"][-1] > 2 * untrained["eval/time_near_goal"][-1]
