@@ -122,8 +122,8 @@ class MujocoPipeline:
         if not sound.all():
             which = np.flatnonzero(~sound)
             raise FloatingPointError(
-                f"unstable simulation in {len(which)} of {len(inputs)} environments (first: number {which[0]}, from qpos"
-                f" {inputs[which[0], : model.nq]}, ctrl {inputs[which[0], num_coords:]})"
+                f"unstable simulation in {len(which)} of {len(inputs)} environments (first: number {which[0]}, from"
+                f" qpos {inputs[which[0], : model.nq]}, ctrl {inputs[which[0], num_coords:]})"
             )
         return result.reshape(*batch_shape, -1)
 
