@@ -24,8 +24,6 @@ al. 2025 (arXiv 2503.14858, deep residual networks).
 import math
 import os
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,7 +33,6 @@ import jax.numpy as jnp
 import optax
 import tyro
 from jax.nn import logsumexp, softplus
-from tensorboardX import SummaryWriter
 
 import envs
 
@@ -468,64 +465,23 @@ def make_train(args, env=None, log=None):
 
 
 def main():
-    start = last_time = time.time()
-    last_steps = 0
     args = tyro.cli(Args)
     if args.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
-
-    def log(metrics):
-        """Called at the end of each epoch, while the training goes on."""
-        nonlocal last_time, last_steps
-        now, steps = time.time(), int(metrics.pop("num_steps")) * args.num_envs
-        updates = schedule.iterations_per_epoch * schedule.updates_per_iteration
-        metrics["charts/SPS"] = (steps - last_steps) / (now - last_time)
-        metrics["charts/updates_per_second"] = updates / (now - last_time)
-        last_time, last_steps = now, steps
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, steps)
-        print(
-            f"{steps:>13,} {now - start:>8.1f} {metrics['charts/SPS']:>8,.0f} {metrics['eval/success_rate']:>13.3f}"
-            f" {metrics['eval/time_near_goal']:>15.3f} {metrics['eval/final_dist']:>11.3f}",
-            flush=True,
-        )
-
     try:
         schedule = make_schedule(args)
         env = envs.make(args.env_id, args.backend)
-        init, train = make_train(args, env, log)
+        run = envs.Run(args, env, schedule)
+        init, train = make_train(args, env, run.log)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    run_dir = os.path.join(args.runs_dir, f"{args.env_id}__{args.exp_name}__{args.seed}__{int(start)}")
-    writer = SummaryWriter(run_dir, flush_secs=1)
-    flags = vars(args) | {"backend": env.backend}
-    writer.add_text("hyperparameters", "\n".join(f"    {name}: {value}" for name, value in flags.items()))
-    print(
-        f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}\n"
-        f"{schedule.total_timesteps:,} environment steps, one update each {args.env_steps_per_update}, "
-        f"{schedule.num_epochs} evaluations; logs in {run_dir}\n"
-        f"{'steps':>13} {'seconds':>8} {'steps/s':>8} {'success rate':>13} {'time near goal':>15} {'final dist':>11}",
-        flush=True,
-    )
 
     @jax.jit
-    def run(key):
+    def training(key):
         return train(init(key), schedule.num_epochs)
 
-    # In a thread of its own, so that Ctrl-C is heard while XLA compiles or computes.
-    future = ThreadPoolExecutor().submit(lambda: jax.block_until_ready(run(jax.random.key(args.seed))))
-    problem, code = "", 0
-    try:
-        future.result()
-    except KeyboardInterrupt:
-        problem, code = f"interrupted; what was logged so far is in {run_dir}", 130
-    except jax.errors.JaxRuntimeError as error:
-        problem, code = f"error: {error}", 1
-    writer.close()
-    if problem:
-        print(problem, file=sys.stderr)
-        os._exit(code)  # the thread may compute on for hours
+    run.execute(training, jax.random.key(args.seed))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
-`make` builds one task, `wrap` a batch of it that resets itself, `ENV_IDS` lists them all, and `stream` hands numbers
-from compiled code to Python.
+`make` builds one task, `wrap` a batch of it that resets itself, `ENV_IDS` lists them all, `stream` hands numbers
+from compiled code to Python, and `Run` logs them.
 """
 
 import difflib
@@ -11,6 +11,7 @@ import jax
 from envs.base import BACKENDS, GoalEnv
 from envs.host_call import stream
 from envs.reacher import Reacher
+from envs.run import Run
 from envs.wrappers import BatchedEnv
 
 _TASKS = {"reacher": Reacher}
@@ -47,4 +48,4 @@ def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> BatchedEnv:
     return BatchedEnv(env, num_envs, episode_length)
 
 
-__all__ = ["BACKENDS", "ENV_IDS", "make", "stream", "wrap"]
+__all__ = ["BACKENDS", "ENV_IDS", "Run", "make", "stream", "wrap"]

@@ -102,13 +102,13 @@ def test_compilation_cache(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     command = [sys.executable, ROOT / "crl_jax.py", *SMALL, "--compilation-cache", cache]
     subprocess.run(command, cwd=tmp_path, check=True, env=environment, stdout=subprocess.DEVNULL)
-    programs = {path.name for path in cache.glob("jit_run-*-cache")}
+    programs = {path.name for path in cache.glob("jit_training-*-cache")}
     assert len(programs) == 1  # the whole training, native physics and logging included, can be cached
     subprocess.run(command, cwd=tmp_path, check=True, env=environment, stdout=subprocess.DEVNULL)
-    assert {path.name for path in cache.glob("jit_run-*-cache")} == programs  # and was found again
+    assert {path.name for path in cache.glob("jit_training-*-cache")} == programs  # and was found again
     elsewhere = tmp_path / "elsewhere"
     subprocess.run(
         command, cwd=tmp_path, check=True, env=environment | {"JAX_COMPILATION_CACHE_DIR": str(elsewhere)},
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    assert any(elsewhere.glob("jit_run-*-cache"))
+    assert any(elsewhere.glob("jit_training-*-cache"))
