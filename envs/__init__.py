@@ -4,17 +4,60 @@
 from compiled code to Python, and `Run` logs them.
 """
 
+import contextlib
 import difflib
+import io
 
 import jax
 
+with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that it lacks warp, which nothing here needs
+    import brax.envs  # noqa: F401
+
+from envs.ant import Ant, AntBall, AntBallMaze, AntMaze, AntPush
+from envs.arm import ArmBinpick, ArmBinpickHand, ArmBinpickHard, ArmGrasp, ArmPush, ArmPushHard, ArmReach
 from envs.base import BACKENDS, GoalEnv
+from envs.cheetah import Cheetah
 from envs.host_call import stream
+from envs.humanoid import Humanoid, HumanoidMaze
+from envs.point import PointMaze
+from envs.pusher import Pusher, Pusher2, PusherReacher
 from envs.reacher import Reacher
 from envs.run import Run
 from envs.wrappers import BatchedEnv
 
-_TASKS = {"reacher": Reacher}
+_LAYOUTS = ("u", "big", "hardest", "u_eval", "big_eval")
+
+
+def _maze_id(robot: str, layout: str) -> str:
+    name, _, evaluation = layout.partition("_")
+    return "_".join(part for part in (robot, name, "maze", evaluation) if part)
+
+
+_TASKS = {  # id: class, and its arguments
+    "reacher": (Reacher, {}),
+    "cheetah": (Cheetah, {}),
+    "pusher_easy": (Pusher, {}),
+    "pusher_hard": (Pusher, {"hard": True}),
+    "pusher_reacher": (PusherReacher, {}),
+    "pusher2": (Pusher2, {}),
+    "ant": (Ant, {}),
+    "ant_random_start": (Ant, {"random_start": True}),
+    **{_maze_id("ant", layout): (AntMaze, {"layout": layout}) for layout in _LAYOUTS},
+    "ant_ball": (AntBall, {}),
+    "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u"}),
+    "ant_ball_big_maze": (AntBallMaze, {"layout": "ball_big"}),
+    "ant_push": (AntPush, {}),
+    "humanoid": (Humanoid, {}),
+    **{_maze_id("humanoid", layout): (HumanoidMaze, {"layout": layout}) for layout in _LAYOUTS},
+    **{_maze_id("simple", layout): (PointMaze, {"layout": layout}) for layout in _LAYOUTS},
+    "arm_reach": (ArmReach, {}),
+    "arm_grasp": (ArmGrasp, {}),
+    "arm_push_easy": (ArmPush, {}),
+    "arm_push_hard": (ArmPushHard, {}),
+    "arm_binpick_easy": (ArmBinpick, {}),
+    "arm_binpick_hard": (ArmBinpickHard, {}),
+    "arm_binpick_easy_eef": (ArmBinpickHand, {}),
+}
 
 ENV_IDS = tuple(_TASKS)
 
@@ -27,7 +70,7 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
       backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, and on an
         accelerator the pipeline that the benchmark uses for this task, so that results compare with published ones.
       dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
-      **kwargs: the task's own arguments.
+      **kwargs: the task's own arguments, such as a maze's `layout`.
 
     Raises:
       ValueError: unknown id, or a pipeline that the task does not run on.
@@ -35,12 +78,12 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
     if env_id not in _TASKS:
         nearest = difflib.get_close_matches(env_id, ENV_IDS, n=3, cutoff=0.3) or ENV_IDS
         raise ValueError(f"unknown env id {env_id!r}; did you mean {' or '.join(nearest)}?")
-    task = _TASKS[env_id]
+    task, options = _TASKS[env_id]
     if backend is None:
         backend = "mujoco" if jax.default_backend() == "cpu" else task.benchmark_backend
     if backend not in task.backends:
         raise ValueError(f"{env_id} does not run on backend {backend!r}; choose one of {', '.join(task.backends)}")
-    return task(backend, dense_reward, **kwargs)
+    return task(backend, dense_reward, **options | kwargs)
 
 
 def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> BatchedEnv:
@@ -48,4 +91,4 @@ def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> BatchedEnv:
     return BatchedEnv(env, num_envs, episode_length)
 
 
-__all__ = ["BACKENDS", "ENV_IDS", "Run", "make", "stream", "wrap"]
+__all__ = ["BACKENDS", "ENV_IDS", "GoalEnv", "Run", "make", "stream", "wrap"]

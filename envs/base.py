@@ -1,30 +1,77 @@
 """What every task shares: observation, reward, success, reset and step."""
 
-import contextlib
-import io
 import warnings
 from pathlib import Path
 
+import brax
 import jax
 import jax.numpy as jnp
 import mujoco
-
-with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that it lacks warp, which nothing here needs
-    import brax
-    from brax import base
-    from brax.envs import PipelineEnv, State
-    from brax.io import mjcf
+import numpy as np
+from brax import base
+from brax.envs import PipelineEnv, State
+from brax.io import mjcf
 
 from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
 
 BACKENDS = ("generalized", "positional", "spring", "mjx", "mujoco")
+MUJOCO = ("mjx", "mujoco")  # one physics, two programs
+SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
+SPHERE, BOX, CAPSULE = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
+ORANGE = (0.95, 0.5, 0.1, 1.0)  # of robots
+GREEN = (0.2, 0.8, 0.3, 0.5)  # of goals
 
 
 def load_robot(name: str) -> mujoco.MjSpec:
     """One of brax's installed models, ready to be edited. Bodies without joints become part of their parents."""
     spec = mujoco.MjSpec.from_file(str(Path(brax.__file__).parent / "envs" / "assets" / f"{name}.xml"))
     spec.compiler.fusestatic = True
+    for geom in spec.geoms:
+        if geom.rgba[0] == np.float32(0.4):  # brax's brown is hard to see against walls and shadows
+            geom.rgba, geom.material = ORANGE, ""
     return spec
+
+
+def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: float | None, armature: float = 0.0):
+    """Lets `body`, the model's last, slide by up to `reach` metres, or without limit, along `axes`, e.g. "xy"."""
+    for axis in axes:
+        body.add_joint(
+            name=f"{body.name}_{axis}",
+            type=SLIDE,
+            axis=[axis == "x", axis == "y", axis == "z"],
+            limited=reach is not None,
+            range=[-(reach or 0), reach or 0],
+            armature=armature,
+            damping=[0, 0, 0],
+            stiffness=[0, 0, 0],
+        )
+    pose = spec.numeric("init_qpos")
+    if pose is not None:  # brax asks for a value of each coordinate
+        pose.size += len(axes)
+        pose.data = [*pose.data, *[0.0] * len(axes)]
+
+
+def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: float = 0.9, reach: float = 20.0):
+    """Marks the goal with a sphere that touches nothing, moved by its joints."""
+    target = spec.worldbody.add_body(name="target", pos=[0, 0, z])
+    target.add_geom(type=SPHERE, size=[radius, 0, 0], mass=1, contype=0, conaffinity=0, rgba=GREEN)
+    add_slides(spec, target, axes, reach)
+
+
+def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations: int):
+    """For mjx the benchmark's solver, Newton with so few iterations; for native MuJoCo as many as it needs to converge,
+    few as a rule. Both without implicit joint damping."""
+    if backend not in MUJOCO:
+        return
+    spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+    spec.option.iterations, spec.option.ls_iterations = (iterations, ls_iterations) if backend == "mjx" else (100, 50)
+
+
+def on_circle(key: jax.Array, radius) -> jax.Array:
+    """A point at `radius` from the origin, in any direction, (2,)."""
+    angle = 2 * jnp.pi * jax.random.uniform(key)
+    return radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
 class GoalEnv(PipelineEnv):
@@ -32,7 +79,8 @@ class GoalEnv(PipelineEnv):
 
     An observation is `[state, goal]`, `observation_size == state_dim + len(goal_indices)`. The reward is 1 in every
     step that ends with `dist < goal_reach_thresh` and 0 elsewhere, or the task's shaped one. `state.metrics` has
-    `success` (0 or 1, of this step) and `dist` (Euclidean, in the goal's units).
+    `success` (0 or 1, of this step), `dist` (in the goal's units) and, where the benchmark knows them, `success_easy`
+    and `success_hard` with thresholds of their own.
 
     A task is a subclass: the attributes below, and `build`, `start`, `get_state`, `get_goal`, `shaped_reward` and, if
     it can end early, `terminated`.
@@ -41,9 +89,12 @@ class GoalEnv(PipelineEnv):
     state_dim: int
     goal_indices: tuple[int, ...]
     goal_reach_thresh: float
+    goal_reach_easy: float | None = None
+    goal_reach_hard: float | None = None
     episode_length: int = 1000  # recommended, in steps
     benchmark_backend: str  # the pipeline of the published results
     backends: tuple[str, ...] = BACKENDS
+    view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
 
     def __init__(self, backend: str, dense_reward: bool = False):
         self.dense_reward = dense_reward
@@ -67,21 +118,37 @@ class GoalEnv(PipelineEnv):
         """Draws joint positions and velocities `(q, qd)` of a new episode, its goal's included."""
         raise NotImplementedError
 
-    def get_state(self, physics: base.State) -> jax.Array:
-        """The agent's part of the observation, (state_dim,)."""
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
+        """The agent's part of the observation, (state_dim,); `control` led to it, zeros at the start."""
         raise NotImplementedError
 
     def get_goal(self, physics: base.State) -> jax.Array:
         """The goal, (len(goal_indices),), in the coordinates of `state[goal_indices]`."""
         raise NotImplementedError
 
-    def shaped_reward(self, before: base.State, after: base.State, action: jax.Array, dist: jax.Array) -> jax.Array:
-        """The dense reward of one step."""
-        raise NotImplementedError
+    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
+        """The dense reward of one step, (); `dist` is the distance to the goal after it."""
+        return -dist
 
     def terminated(self, physics: base.State) -> jax.Array:
         """Whether the episode ends here, (), bool."""
         return jnp.zeros((), bool)
+
+    def get_control(self, physics: base.State, action: jax.Array) -> jax.Array:
+        """What the actuators are told for an action in [-1, 1], (number of actuators,)."""
+        return action
+
+    def goal_metrics(self, achieved: jax.Array, goal: jax.Array) -> dict[str, jax.Array]:
+        """`dist` and `success` of `achieved`, some `state[goal_indices]`, for `goal`: both (len(goal_indices),)."""
+        dist = jnp.linalg.norm(achieved - goal)
+        limits = {
+            "success": self.goal_reach_thresh,
+            "success_easy": self.goal_reach_easy,
+            "success_hard": self.goal_reach_hard,
+        }
+        return {"dist": dist} | {
+            name: (dist < limit).astype(jnp.float32) for name, limit in limits.items() if limit is not None
+        }
 
     # ---- what all tasks share ---------------------------------------------------------------------------------------
 
@@ -89,23 +156,26 @@ class GoalEnv(PipelineEnv):
     def observation_size(self) -> int:
         return self.state_dim + len(self.goal_indices)
 
-    def _observe(self, physics: base.State) -> tuple[jax.Array, dict[str, jax.Array]]:
-        state, goal = self.get_state(physics), self.get_goal(physics)
-        dist = jnp.linalg.norm(state[jnp.array(self.goal_indices)] - goal)
-        success = (dist < self.goal_reach_thresh).astype(jnp.float32)
-        return jnp.concatenate([state, goal]), {"success": success, "dist": dist}
+    def link(self, name: str) -> int:
+        """Index of the body `name` in `physics.x` and `physics.xd`."""
+        return self.sys.link_names.index(name)
+
+    def _observe(self, physics: base.State, control: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        state, goal = self.get_state(physics, control), self.get_goal(physics)
+        return jnp.concatenate([state, goal]), self.goal_metrics(state[jnp.array(self.goal_indices)], goal)
 
     def reset(self, rng: jax.Array) -> State:
         physics = self.pipeline_init(*self.start(rng))
-        obs, metrics = self._observe(physics)
+        obs, metrics = self._observe(physics, jnp.zeros(self.sys.act_size()))
         return State(physics, obs, jnp.zeros(()), jnp.zeros(()), metrics)
 
     def step(self, state: State, action: jax.Array) -> State:
-        action = jnp.clip(action, -1.0, 1.0)
-        physics = self.pipeline_step(state.pipeline_state, action)
-        obs, metrics = self._observe(physics)
+        before = state.pipeline_state
+        control = self.get_control(before, jnp.clip(action, -1.0, 1.0))
+        physics = self.pipeline_step(before, control)
+        obs, metrics = self._observe(physics, control)
         if self.dense_reward:
-            reward = self.shaped_reward(state.pipeline_state, physics, action, metrics["dist"])
+            reward = self.shaped_reward(before, physics, control, metrics["dist"])
         else:
             reward = metrics["success"]
         done = self.terminated(physics).astype(jnp.float32)

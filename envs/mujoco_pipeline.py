@@ -30,6 +30,8 @@ def add_body_sensors(spec: mujoco.MjSpec) -> mujoco.MjModel:
 
     `mujoco.rollout` returns joint states and sensor values only; this is how it tells where the bodies are.
     """
+    for i, body in enumerate(spec.bodies):
+        body.name = body.name or f"body{i}"
     model = spec.compile()  # only now is it known which bodies are left after fusing
     for sensor in _SENSORS:
         for body in range(1, model.nbody):

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 from brax import base, math
 
-from envs.base import GoalEnv, load_robot
+from envs.base import GREEN, SPHERE, GoalEnv, load_robot, on_circle
 
 _TIP = np.array([0.11, 0.0, 0.0], np.float32)  # the finger tip in the forearm's frame, metres
 
@@ -18,9 +18,12 @@ class Reacher(GoalEnv):
     goal_indices = (4, 5, 6)
     goal_reach_thresh = 0.05
     benchmark_backend = "generalized"
+    view = (90, -75)
 
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("reacher")
+        size = [self.goal_reach_thresh, 0, 0]  # shows what counts as near, and weighs nothing
+        spec.body("target").add_geom(type=SPHERE, size=size, mass=0, contype=0, conaffinity=0, rgba=GREEN)
         if backend not in ("spring", "positional"):
             return spec, 2
         spec.option.timestep = 0.005
@@ -29,15 +32,13 @@ class Reacher(GoalEnv):
         return spec, 4
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        q_key, qd_key, radius_key, angle_key = jax.random.split(key, 4)
+        q_key, qd_key, radius_key, target_key = jax.random.split(key, 4)
         q = self.sys.init_q + jax.random.uniform(q_key, (4,), minval=-0.1, maxval=0.1)
         qd = jax.random.uniform(qd_key, (4,), minval=-0.005, maxval=0.005)
-        radius = 0.2 * jax.random.uniform(radius_key)
-        angle = 2 * jnp.pi * jax.random.uniform(angle_key)
-        target = radius * jnp.array([jnp.cos(angle), jnp.sin(angle)])
+        target = on_circle(target_key, 0.2 * jax.random.uniform(radius_key))
         return q.at[2:].set(target), qd.at[2:].set(0.0)
 
-    def get_state(self, physics: base.State) -> jax.Array:
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         angles = physics.q[:2]
         forearm, motion = physics.x.take(1), physics.xd.take(1)
         offset = math.rotate(_TIP, forearm.rot)
@@ -46,6 +47,3 @@ class Reacher(GoalEnv):
 
     def get_goal(self, physics: base.State) -> jax.Array:
         return physics.x.pos[2]
-
-    def shaped_reward(self, before: base.State, after: base.State, action: jax.Array, dist: jax.Array) -> jax.Array:
-        return -dist

@@ -1,0 +1,192 @@
+"""A four-legged robot walks to a place, on open ground or in a maze, or pushes a ball or a box."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+from brax import base
+
+from envs.base import BOX, MUJOCO, SPHERE, GoalEnv, add_slides, add_target, load_robot, on_circle, set_solver
+from envs.maze import Maze
+
+_NQ, _NV = 15, 14  # the ant's own coordinates and velocities
+_FEET = ("left_foot_geom", "right_foot_geom", "third_foot_geom", "fourth_foot_geom")
+_INNER_LEGS = ("aux_1_geom", "aux_2_geom", "aux_3_geom", "aux_4_geom")
+
+
+class Ant(GoalEnv):
+    """State (29): the ant's `qpos` and `qvel`. Goal: xy of its torso, on a circle of 10 m around the origin.
+
+    Args:
+      random_start: start at a point of such a circle around the goal, instead of the origin.
+    """
+
+    state_dim = _NQ + _NV
+    goal_indices = (0, 1)
+    goal_reach_thresh = 0.5
+    goal_reach_easy = 2.0
+    benchmark_backend = "spring"
+    touching: tuple[str, ...] = ()  # geoms that can touch more than the floor
+
+    def __init__(self, backend: str, dense_reward: bool = False, random_start: bool = False):
+        self.random_start = random_start
+        super().__init__(backend, dense_reward)
+
+    def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
+        spec = load_robot("ant")
+        for name in self.touching:
+            spec.geom(name).conaffinity = 1
+        self.add_things(spec)
+        set_solver(spec, backend, iterations=1, ls_iterations=4)
+        if backend == "positional":
+            for motor in spec.actuators:
+                motor.gear[0] = 200.0
+        if backend not in ("spring", "positional"):
+            return spec, 5
+        spec.option.timestep = 0.005
+        return spec, 10
+
+    def add_things(self, spec: mujoco.MjSpec):
+        """Adds what is not the ant; the target comes last."""
+        add_target(spec)
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pose_key, target_key, start_key = jax.random.split(key, 3)
+        q, qd = self.start_pose(pose_key)
+        target = on_circle(target_key, 10.0)
+        if self.random_start:
+            q = q.at[:2].set(target + on_circle(start_key, 10.0))
+        return q.at[-2:].set(target), qd
+
+    def start_pose(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The model's pose with noise on the ant; the rest as the model has it, at rest."""
+        q_key, qd_key = jax.random.split(key)
+        q = self.sys.init_q.at[:_NQ].add(jax.random.uniform(q_key, (_NQ,), minval=-0.1, maxval=0.1))
+        return q, jnp.zeros(self.sys.qd_size()).at[:_NV].set(0.1 * jax.random.normal(qd_key, (_NV,)))
+
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
+        return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV]])
+
+    def get_goal(self, physics: base.State) -> jax.Array:
+        return physics.q[-2:]
+
+    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
+        achieved = self.get_state(before, control)[jnp.array(self.goal_indices)]
+        speed = (self.goal_metrics(achieved, self.get_goal(before))["dist"] - dist) / self.dt
+        return 10 * speed + 1 - 0.5 * jnp.sum(control**2)
+
+    def terminated(self, physics: base.State) -> jax.Array:
+        return (physics.q[2] < 0.2) | (physics.q[2] > 1.0)
+
+
+class AntMaze(Ant):
+    """The ant in a maze; the goal is in one of its `g` cells. `layout`: see `Maze`."""
+
+    touching = ("torso_geom", *_FEET, *_INNER_LEGS)
+
+    view = (90, -75)
+
+    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u"):
+        self.maze = Maze(layout, 4.0)
+        super().__init__(backend, dense_reward)
+
+    def add_things(self, spec: mujoco.MjSpec):
+        self.maze.add_walls(spec)
+        add_target(spec, reach=100)
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pose_key, start_key, target_key = jax.random.split(key, 3)
+        q, qd = self.start_pose(pose_key)
+        return q.at[:2].set(self.maze.draw(start_key, "r")).at[-2:].set(self.maze.draw(target_key, "g")), qd
+
+
+class AntBall(Ant):
+    """The ant pushes a ball. State (31): `qpos` and `qvel` of the ant, xy of the ball. Goal: xy of the ball."""
+
+    state_dim = _NQ + _NV + 2
+    goal_indices = (29, 30)
+    touching = ("torso_geom", *_FEET)
+
+    def add_things(self, spec: mujoco.MjSpec):
+        ball = spec.worldbody.add_body(name="ball", pos=[0, 0, 0.5])
+        ball.add_geom(type=SPHERE, size=[0.5, 0, 0], mass=0.576, contype=1, conaffinity=0, rgba=[0.9, 0.9, 0.9, 1])
+        add_slides(spec, ball, "xy", reach=100, armature=1)
+        add_target(spec, reach=100)
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pose_key, target_key, ball_key = jax.random.split(key, 3)
+        q, qd = self.start_pose(pose_key)
+        target = on_circle(target_key, 5.0)
+        return q.at[-4:-2].set(0.2 * target + on_circle(ball_key, 1.0)).at[-2:].set(target), qd
+
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
+        return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV], physics.q[-4:-2]])
+
+
+class AntBallMaze(AntBall):
+    """The ant pushes a ball through a maze; the ball starts in one of its `b` cells. `layout`: see `Maze`."""
+
+    view = (90, -75)
+
+    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "ball_u"):
+        self.maze = Maze(layout, 4.0, marks="rgb")
+        super().__init__(backend, dense_reward)
+
+    def add_things(self, spec: mujoco.MjSpec):
+        self.maze.add_walls(spec)
+        super().add_things(spec)
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pose_key, *keys = jax.random.split(key, 4)
+        q, qd = self.start_pose(pose_key)
+        start, ball, target = (self.maze.draw(key, mark) for key, mark in zip(keys, "rbg", strict=True))
+        return q.at[:2].set(start).at[-4:-2].set(ball).at[-2:].set(target), qd
+
+
+class AntPush(Ant):
+    """The ant must push a box out of its way. State (31): `qpos` and `qvel` of the ant, xy of the box."""
+
+    state_dim = _NQ + _NV + 2
+    backends = MUJOCO
+    benchmark_backend = "mjx"
+    view = (90, -75)
+
+    # Where the box stands, and the blocks around it: x, y of the centre, half sides along x and y, metres.
+    box = (8.0, 8.0)
+    blocks = (
+        (-4, 20, 8, 8),
+        (8, 24, 4, 4),
+        (20, 20, 8, 8),
+        (-8, 4, 4, 8),
+        (24, 8, 4, 4),
+        (20, -4, 8, 8),
+        (0, -8, 12, 4),
+    )
+
+    def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
+        spec, n_frames = super().build(backend)
+        set_solver(spec, backend, iterations=4, ls_iterations=8)
+        return spec, n_frames
+
+    def add_things(self, spec: mujoco.MjSpec):
+        spec.geom("torso_geom").contype = 1
+        for x, y, half_x, half_y in self.blocks:
+            spec.worldbody.add_geom(
+                type=BOX, pos=[x, y, 2], size=[half_x, half_y, 2], conaffinity=1, rgba=[0.4, 0.4, 0.4, 1]
+            )
+        box = spec.worldbody.add_body(name="box", pos=[*self.box, 2])
+        box.add_geom(type=BOX, size=[3.6, 3.6, 1.8], mass=0.0002, contype=1, conaffinity=1, rgba=[0.9, 0.1, 0.1, 1])
+        add_slides(spec, box, "xyz", reach=None)
+        add_target(spec)
+        spec.numeric("init_qpos").data[2] = 0.75
+        for geom in spec.geoms:
+            geom.density, geom.solimp[:3] = 40, [0.995, 0.995, 0.01]
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pose_key, box_key, target_key, noise_key = jax.random.split(key, 4)
+        q, qd = self.start_pose(pose_key)
+        box = jax.random.uniform(box_key, (3,), minval=-0.1, maxval=0.1)
+        target = jax.random.permutation(target_key, jnp.array([16.0, 8.0])) + 2 * jax.random.uniform(noise_key, (2,))
+        return q.at[-5:-2].set(box).at[-2:].set(target), qd
+
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
+        return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV], physics.q[-5:-3] + jnp.array(self.box)])

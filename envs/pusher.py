@@ -1,0 +1,153 @@
+"""A seven-joint arm pushes one or two objects over a table, or moves its tip, to a place."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+from brax import base
+
+from envs.base import SLIDE, GoalEnv, load_robot
+
+_TIP = "r_wrist_flex_link"  # the body whose origin counts as the arm's tip
+
+
+def _uniform(key, low, high):
+    return jax.random.uniform(key, (len(low),), minval=jnp.array(low), maxval=jnp.array(high))
+
+
+def _keep_apart(thing, goal, distance=0.17):
+    """Scales the thing's coordinates where it lies nearer to its goal than that."""
+    norm = jnp.linalg.norm(thing - goal)
+    return thing * jnp.where(norm < distance, distance / jnp.maximum(norm, 1e-6), 1.0)
+
+
+class Pusher(GoalEnv):
+    """State (20): 7 joint angles, tip xyz, object xyz, 7 joint velocities. Goal: xyz of the object.
+
+    Objects and goals slide first along y, then along x; their coordinates count from where the model has them.
+
+    Args:
+      hard: goals from a region around the object's instead of one beside it.
+    """
+
+    state_dim = 20
+    goal_indices = (10, 11, 12)
+    goal_reach_thresh = 0.1
+    goal_reach_hard = 0.05
+    benchmark_backend = "generalized"
+    view = (90, -65)
+    objects: tuple[str, ...] = ("object",)
+    goals: tuple[str, ...] = ("goal",)
+
+    def __init__(self, backend: str, dense_reward: bool = False, hard: bool = False):
+        self.hard = hard
+        super().__init__(backend, dense_reward)
+
+    def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
+        spec = load_robot("pusher")
+        self.add_things(spec)
+        if backend not in ("spring", "positional"):
+            return spec, 5
+        spec.option.timestep = 0.001
+        for motor in spec.actuators:
+            motor.gear[0] = 20.0
+        return spec, 50
+
+    def add_things(self, spec: mujoco.MjSpec):
+        """Changes the scene, which has an object and a goal."""
+
+    def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        qd_key, things_key = jax.random.split(key)
+        things = self.start_things(things_key)
+        qd = jax.random.uniform(qd_key, (7,), minval=-0.005, maxval=0.005)
+        return self.sys.init_q.at[7:].set(things), jnp.concatenate([qd, jnp.zeros_like(things)])
+
+    def start_things(self, key: jax.Array) -> jax.Array:
+        """Coordinates (y, x) of object and goal, one after the other."""
+        thing_key, goal_key = jax.random.split(key)
+        thing = _uniform(thing_key, (-0.3, -0.2), (0.0, 0.2))
+        if self.hard:
+            goal = _uniform(goal_key, (-0.65, -0.55), (0.35, 0.45))
+        else:
+            goal = _uniform(goal_key, (-0.55, -0.2), (-0.25, 0.2))
+        return jnp.concatenate([_keep_apart(thing, goal), goal])
+
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
+        things = [physics.x.pos[self.link(name)] for name in (_TIP, *self.objects)]
+        return jnp.concatenate([physics.q[:7], *things, physics.qd[:7]])
+
+    def get_goal(self, physics: base.State) -> jax.Array:
+        return jnp.concatenate([physics.x.pos[self.link(name)] for name in self.goals])
+
+    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
+        pos = after.x.pos
+        tip = pos[self.link(_TIP)]
+        things = [pos[self.link(name)] for name in self.objects]
+        goals = [pos[self.link(name)] for name in self.goals]
+        to_goals = sum(jnp.linalg.norm(thing - goal) for thing, goal in zip(things, goals, strict=True))
+        from_tip = sum(jnp.linalg.norm(thing - tip) for thing in things) / len(things)
+        return -to_goals - 0.1 * jnp.sum(control**2) - 0.5 * from_tip
+
+
+class PusherReacher(Pusher):
+    """State (17): 7 joint angles, 7 joint velocities, tip xyz. Goal: xyz of the tip; the object is out of the way."""
+
+    state_dim = 17
+    goal_indices = (14, 15, 16)
+
+    def start_things(self, key: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.ones(2), _uniform(key, (-0.3, -0.2), (0.0, 0.2))])
+
+    def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
+        return jnp.concatenate([physics.q[:7], physics.qd[:7], physics.x.pos[self.link(_TIP)]])
+
+    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
+        return -dist
+
+
+class Pusher2(Pusher):
+    """State (23): 7 joint angles, tip xyz, xyz of two objects, 7 joint velocities. Goal: xyz of both objects.
+
+    `success`: both within the threshold; `success_easy`: how many are; `dist`: of the one that is farther away.
+    """
+
+    state_dim = 23
+    goal_indices = (10, 11, 12, 13, 14, 15)
+    goal_reach_hard = None
+    objects = ("object", "object2")
+    goals = ("goal", "goal2")
+
+    def add_things(self, spec: mujoco.MjSpec):
+        for name in ("object", "goal"):
+            first = spec.body(name)
+            first.pos[:2] = 0
+            second = spec.worldbody.add_body(name=f"{name}2", pos=first.pos)
+            for geom in first.geoms:
+                second.add_geom(
+                    type=geom.type,
+                    size=geom.size,
+                    density=geom.density,
+                    contype=geom.contype,
+                    conaffinity=geom.conaffinity,
+                    rgba=geom.rgba,
+                )
+            for joint in first.joints:
+                second.add_joint(
+                    name=f"{joint.name}2", type=SLIDE, axis=joint.axis, range=joint.range, damping=joint.damping
+                )
+
+    def start_things(self, key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, 4)
+        thing1 = _uniform(keys[0], (-0.35, 0.25), (-0.05, 0.45))
+        thing2 = _uniform(keys[1], (-0.35, 0.45), (-0.05, 0.65))
+        goal1 = _uniform(keys[2], (-0.7, -0.15), (0.3, 0.375))
+        goal2 = _uniform(keys[3], (-0.7, 0.375), (0.3, 0.9))
+        return jnp.concatenate([_keep_apart(thing1, goal1), goal1, _keep_apart(thing2, goal2), goal2])
+
+    def goal_metrics(self, achieved: jax.Array, goal: jax.Array) -> dict[str, jax.Array]:
+        dists = jnp.linalg.norm((achieved - goal).reshape(2, 3), axis=-1)
+        near = dists < self.goal_reach_thresh
+        return {
+            "dist": dists.max(),
+            "success": near.all().astype(jnp.float32),
+            "success_easy": near.sum().astype(jnp.float32),
+        }
