@@ -118,6 +118,7 @@ class _Arm(GoalEnv):
     backends = MUJOCO
     benchmark_backend = "mjx"
     view = (-120, -35)
+    marker_colour = GREEN
     fingers = True
     cube = (0.0, 0.6)  # centre of the square in which the cube starts, xy
     cube_noise = 0.1  # half side of that square
@@ -149,10 +150,12 @@ class _Arm(GoalEnv):
     def add_marker(self, spec: mujoco.MjSpec, shape):
         marker = spec.worldbody.add_body(name="marker", pos=self.goal, gravcomp=1)
         marker.add_freejoint()
-        _add_shape(marker, shape, GREEN, size=[0.03] * 3, mass=0.1)
+        _add_shape(marker, shape, self.marker_colour, size=[0.03] * 3, mass=0.1)
 
     def add_robot(self, spec: mujoco.MjSpec):
-        hand = _add_arm(spec).add_body(name="hand", pos=[0, 0, 0.107], quat=[0.9238795, 0, 0, -0.3826834])
+        flange = _add_arm(spec)
+        _add_shape(flange, CAPSULE, _WHITE, fromto=[0, 0, 0, 0, 0, 0.107], size=[0.04, 0, 0])
+        hand = flange.add_body(name="hand", pos=[0, 0, 0.107], quat=[0.9238795, 0, 0, -0.3826834])
         _add_shape(hand, CAPSULE, _WHITE, name="hand", fromto=[0, -0.06, 0.035, 0, 0.06, 0.035], size=[0.04, 0, 0])
         if self.fingers:
             _add_fingers(spec, hand)
@@ -248,6 +251,7 @@ class ArmGrasp(_Arm):
     distance_thresholds = (("success", 0.02), ("success_easy", 0.05), ("success_hard", 0.005))
     episode_length = 100
     cube_noise = 0.3
+    marker_colour = (0, 0, 0, 0)  # the goal is at the cube
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         fingers = [physics.x.take(self.link(name)) for name in _FINGERS]

@@ -126,9 +126,9 @@ class GoalEnv(PipelineEnv):
         """The goal, (len(goal_indices),), in the coordinates of `state[goal_indices]`."""
         raise NotImplementedError
 
-    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
-        """The dense reward of one step, (); `dist` is the distance to the goal after it."""
-        return -dist
+    def shaped_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        """The dense reward of one step from `state` to `next_state`, (state_dim,) each."""
+        return -self.goal_metrics(self.achieved(next_state), goal)["dist"]
 
     def terminated(self, physics: base.State) -> jax.Array:
         """Whether the episode ends here, (), bool."""
@@ -147,7 +147,7 @@ class GoalEnv(PipelineEnv):
             "success_hard": self.goal_reach_hard,
         }
         return {"dist": dist} | {
-            name: (dist < limit).astype(jnp.float32) for name, limit in limits.items() if limit is not None
+            name: (dist < limit).astype(float) for name, limit in limits.items() if limit is not None
         }
 
     # ---- what all tasks share ---------------------------------------------------------------------------------------
@@ -160,26 +160,34 @@ class GoalEnv(PipelineEnv):
         """Index of the body `name` in `physics.x` and `physics.xd`."""
         return self.sys.link_names.index(name)
 
-    def _observe(self, physics: base.State, control: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        state, goal = self.get_state(physics, control), self.get_goal(physics)
-        return jnp.concatenate([state, goal]), self.goal_metrics(state[jnp.array(self.goal_indices)], goal)
+    def achieved(self, state: jax.Array) -> jax.Array:
+        """The part of a state that goals speak of, (..., len(goal_indices))."""
+        return state[..., jnp.array(self.goal_indices)]
+
+    def get_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        """The reward, (), of one step from `state` to `next_state` for any goal: hindsight may choose another."""
+        if self.dense_reward:
+            return self.shaped_reward(state, action, next_state, goal)
+        return self.goal_metrics(self.achieved(next_state), goal)["success"]
 
     def reset(self, rng: jax.Array) -> State:
         physics = self.pipeline_init(*self.start(rng))
-        obs, metrics = self._observe(physics, jnp.zeros(self.sys.act_size()))
-        return State(physics, obs, jnp.zeros(()), jnp.zeros(()), metrics)
+        state, goal = self.get_state(physics, jnp.zeros(self.sys.act_size())), self.get_goal(physics)
+        metrics = self.goal_metrics(self.achieved(state), goal)
+        return State(physics, jnp.concatenate([state, goal]), jnp.zeros(()), jnp.zeros(()), metrics)
 
     def step(self, state: State, action: jax.Array) -> State:
-        before = state.pipeline_state
-        control = self.get_control(before, jnp.clip(action, -1.0, 1.0))
-        physics = self.pipeline_step(before, control)
-        obs, metrics = self._observe(physics, control)
-        if self.dense_reward:
-            reward = self.shaped_reward(before, physics, control, metrics["dist"])
-        else:
-            reward = metrics["success"]
-        done = self.terminated(physics).astype(jnp.float32)
-        return state.replace(pipeline_state=physics, obs=obs, reward=reward, done=done, metrics=state.metrics | metrics)
+        action = jnp.clip(action, -1.0, 1.0)
+        control = self.get_control(state.pipeline_state, action)
+        physics = self.pipeline_step(state.pipeline_state, control)
+        next_state, goal = self.get_state(physics, control), self.get_goal(physics)
+        return state.replace(
+            pipeline_state=physics,
+            obs=jnp.concatenate([next_state, goal]),
+            reward=self.get_reward(state.obs[: self.state_dim], action, next_state, goal),
+            done=self.terminated(physics).astype(float),
+            metrics=state.metrics | self.goal_metrics(self.achieved(next_state), goal),
+        )
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:
         if self.backend == "mujoco":  # all `n_frames` substeps in one call

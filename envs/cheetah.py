@@ -48,5 +48,5 @@ class Cheetah(GoalEnv):
     def get_goal(self, physics: base.State) -> jax.Array:
         return physics.q[9:]
 
-    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
-        return -dist - 0.1 * jnp.sum(control**2)
+    def shaped_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        return super().shaped_reward(state, action, next_state, goal) - 0.1 * jnp.sum(action**2)

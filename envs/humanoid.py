@@ -8,6 +8,7 @@ from brax import actuator, base
 from envs.base import GoalEnv, add_target, load_robot, on_circle, set_solver
 from envs.maze import Maze
 
+_STRENGTH = 0.4  # the actuators' range
 _TARGET_Z = 1.25  # about the height of the torso of a humanoid that stands upright, metres
 
 
@@ -45,7 +46,7 @@ class Humanoid(GoalEnv):
         return self.sys.init_q.at[-2:].set(target), jnp.zeros(self.sys.qd_size())
 
     def get_control(self, physics: base.State, action: jax.Array) -> jax.Array:
-        return 0.4 * action
+        return _STRENGTH * action
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         inertia = self.sys.link.inertia
@@ -69,8 +70,8 @@ class Humanoid(GoalEnv):
     def get_goal(self, physics: base.State) -> jax.Array:
         return jnp.append(physics.q[-2:], _TARGET_Z)
 
-    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
-        return -dist + 5 - 0.1 * jnp.sum(control**2)
+    def shaped_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        return super().shaped_reward(state, action, next_state, goal) + 5 - 0.1 * jnp.sum((_STRENGTH * action) ** 2)
 
     def terminated(self, physics: base.State) -> jax.Array:
         return (physics.q[2] < 1.0) | (physics.q[2] > 2.0)

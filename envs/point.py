@@ -54,5 +54,5 @@ class PointMaze(GoalEnv):
     def get_goal(self, physics: base.State) -> jax.Array:
         return physics.q[-2:]
 
-    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
-        return -dist + 1 - 0.5 * jnp.sum(control**2)
+    def shaped_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        return super().shaped_reward(state, action, next_state, goal) + 1 - 0.5 * jnp.sum(action**2)

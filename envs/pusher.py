@@ -78,14 +78,11 @@ class Pusher(GoalEnv):
     def get_goal(self, physics: base.State) -> jax.Array:
         return jnp.concatenate([physics.x.pos[self.link(name)] for name in self.goals])
 
-    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
-        pos = after.x.pos
-        tip = pos[self.link(_TIP)]
-        things = [pos[self.link(name)] for name in self.objects]
-        goals = [pos[self.link(name)] for name in self.goals]
-        to_goals = sum(jnp.linalg.norm(thing - goal) for thing, goal in zip(things, goals, strict=True))
-        from_tip = sum(jnp.linalg.norm(thing - tip) for thing in things) / len(things)
-        return -to_goals - 0.1 * jnp.sum(control**2) - 0.5 * from_tip
+    def shaped_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        tip, *things = next_state[7 : 10 + 3 * len(self.objects)].reshape(-1, 3)
+        to_goals = jnp.linalg.norm(jnp.stack(things) - goal.reshape(-1, 3), axis=-1)
+        from_tip = jnp.linalg.norm(jnp.stack(things) - tip, axis=-1)
+        return -to_goals.sum() - 0.1 * jnp.sum(action**2) - 0.5 * from_tip.mean()
 
 
 class PusherReacher(Pusher):
@@ -100,8 +97,8 @@ class PusherReacher(Pusher):
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         return jnp.concatenate([physics.q[:7], physics.qd[:7], physics.x.pos[self.link(_TIP)]])
 
-    def shaped_reward(self, before: base.State, after: base.State, control: jax.Array, dist: jax.Array) -> jax.Array:
-        return -dist
+    def shaped_reward(self, state: jax.Array, action: jax.Array, next_state: jax.Array, goal: jax.Array) -> jax.Array:
+        return GoalEnv.shaped_reward(self, state, action, next_state, goal)
 
 
 class Pusher2(Pusher):
@@ -148,6 +145,6 @@ class Pusher2(Pusher):
         near = dists < self.goal_reach_thresh
         return {
             "dist": dists.max(),
-            "success": near.all().astype(jnp.float32),
-            "success_easy": near.sum().astype(jnp.float32),
+            "success": near.all().astype(float),
+            "success_easy": near.sum().astype(float),
         }

@@ -98,7 +98,7 @@ def gallery(columns: int = 6, width: int = 280, height: int = 210) -> Image.Imag
         x, y = i % columns * width, i // columns * (height + _TITLE_HEIGHT)
         ImageDraw.Draw(sheet).text((x + 4, y + 3), env_id, "black", font_size=16)
         sheet.paste(Image.fromarray(draw(env, q[None], width, height)[0]), (x, y + _TITLE_HEIGHT))
-    return sheet
+    return sheet.quantize(256)  # a third of the size
 
 
 def main():
