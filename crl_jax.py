@@ -373,6 +373,10 @@ def make_train(args, env=None, log=None):
     def split_obs(obs):
         return obs[..., : env.state_dim], obs[..., env.state_dim :]
 
+    def policy(runner, obs):
+        """The actor's output for observations (..., observation_size)."""
+        return networks.actor.apply(runner.params["actor"], *split_obs(obs))
+
     def init(key):
         key, eval_key, env_key, actor_key, phi_key, psi_key = jax.random.split(key, 6)
         env_state = train_env.reset(env_key)
@@ -393,8 +397,8 @@ def make_train(args, env=None, log=None):
         """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
 
         def step(env_state, key):
-            state, goal = split_obs(env_state.obs)
-            action, _ = sample_action(networks.actor.apply(runner.params["actor"], state, goal), key)
+            state, _ = split_obs(env_state.obs)
+            action, _ = sample_action(policy(runner, env_state.obs), key)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_goal = env_state.info["next_obs"][:, goal_indices]
@@ -424,12 +428,12 @@ def make_train(args, env=None, log=None):
         runner = runner._replace(params=carry[0], opt_state=carry[1], key=key)
         return runner, jax.tree.map(jnp.mean, metrics)
 
-    def evaluate(params, key):
+    def evaluate(runner, key):
         """Fresh episodes with the deterministic policy. What follows an early termination does not count."""
 
         def step(carry, _):
             env_state, running, steps_near, episode_return, final_dist = carry
-            mean, _ = action_distribution(networks.actor.apply(params["actor"], *split_obs(env_state.obs)))
+            mean, _ = action_distribution(policy(runner, env_state.obs))
             env_state = jax.vmap(env.step)(env_state, jnp.tanh(mean))
             steps_near += running * env_state.metrics["success"]
             episode_return += running * env_state.reward
@@ -450,7 +454,7 @@ def make_train(args, env=None, log=None):
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
-        metrics = evaluate(runner.params, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics = evaluate(runner, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         if log is not None:
             envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics

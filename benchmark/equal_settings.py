@@ -26,7 +26,10 @@ EPOCHS, ITERATIONS = 4, 25
 
 
 def main():
-    args = dataclasses.replace(ARGS, total_timesteps=60_800 + EPOCHS * ITERATIONS * 3_200, num_evals=EPOCHS)
+    warmup = make_schedule(ARGS).warmup_iterations
+    iterations = warmup + EPOCHS * ITERATIONS
+    steps = iterations * ARGS.num_envs * ARGS.unroll_length
+    args = dataclasses.replace(ARGS, total_timesteps=steps, num_evals=EPOCHS)
     schedule = make_schedule(args)
     ends = []
     init, train = make_train(args, log=lambda metrics: ends.append(time.perf_counter()))

@@ -1,11 +1,13 @@
 """Bare native stepping under the jitted scan against `mujoco.rollout` alone in a Python loop, on the same batch.
 
-    python benchmark/stepping.py --num-envs 64 256 1024
+    python benchmark/stepping.py --env-id reacher --num-envs 64 256 1024
+    python benchmark/stepping.py --env-id ant humanoid cheetah
 
 Both take random actions and all substeps of a control step in one call; they alternate, and ratios are of neighbours.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -20,6 +22,11 @@ from mujoco import rollout
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs
 
+FAMILIES = (
+    "reacher", "cheetah", "pusher_easy", "ant", "ant_u_maze", "ant_ball", "ant_push", "humanoid", "humanoid_u_maze",
+    "simple_u_maze", "arm_reach", "arm_push_easy", "arm_binpick_easy",
+)  # fmt: skip
+
 
 def python_loop(env, num_envs, length):
     """Steps `mujoco.rollout` only; returns environment steps a second."""
@@ -27,7 +34,8 @@ def python_loop(env, num_envs, length):
     model = spec.compile()
     data = [mujoco.MjData(model) for _ in range(os.cpu_count())]
     state = np.zeros((num_envs, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
-    state[:, 1 : 1 + model.nq] = model.qpos0
+    physics = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_envs)).pipeline_state
+    state[:, 1:] = np.concatenate([physics.q, physics.qd], axis=1)
     random = np.random.default_rng(0)
     with rollout.Rollout(nthread=len(data)) as pool:
         start = time.perf_counter()
@@ -61,22 +69,23 @@ def make_scan(env, num_envs, length):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env-id", default="reacher")
-    parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--length", type=int, default=500, help="control steps of one measurement")
+    parser.add_argument("--env-id", nargs="+", default=FAMILIES)
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[256])
+    parser.add_argument("--length", type=int, default=200, help="control steps of one measurement")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    env = envs.make(args.env_id, backend="mujoco")
-    print(f"{args.env_id}, {os.cpu_count()} cores; environment steps a second, median of {args.repeats}")
-    print(f"{'envs':>6} {'rollout alone':>14} {'under scan':>11} {'ratio: median (min to max)':>28}")
-    for num_envs in args.num_envs:
+    print(f"{os.cpu_count()} cores; environment steps a second, median of {args.repeats}\n")
+    print("| id | environments | `mujoco.rollout` alone | under the scan | ratio: median (min to max) |")
+    print("| --- | --- | --- | --- | --- |")
+    for env_id, num_envs in itertools.product(args.env_id, args.num_envs):
+        env = envs.make(env_id, backend="mujoco")
         scan = make_scan(env, num_envs, args.length)
         python_loop(env, num_envs, 20)
         rows = [(python_loop(env, num_envs, args.length), scan()) for _ in range(args.repeats)]
         alone, under_scan = (statistics.median(column) for column in zip(*rows, strict=True))
         ratios = sorted(b / a for a, b in rows)
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        print(f"{num_envs:>6} {alone:>14,.0f} {under_scan:>11,.0f} {spread:>28}")
+        print(f"| `{env_id}` | {num_envs:,} | {alone:,.0f} | {under_scan:,.0f} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":

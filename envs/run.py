@@ -35,8 +35,8 @@ class Run:
         self._writer.add_text("hyperparameters", "\n".join(f"    {name}: {value}" for name, value in flags.items()))
         print(
             f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}\n"
-            f"{schedule.total_timesteps:,} environment steps, one update each {args.env_steps_per_update}, "
-            f"{schedule.num_epochs} evaluations; logs in {self.directory}\n"
+            f"{schedule.total_timesteps:,} environment steps, {schedule.updates_per_iteration} updates after each "
+            f"{schedule.steps_per_iteration:,}, {schedule.num_epochs} evaluations; logs in {self.directory}\n"
             f"{'steps':>13} {'seconds':>8} {'steps/s':>8}"
             + "".join(f" {title:>{width}}" for title, width, _ in _COLUMNS.values()),
             flush=True,

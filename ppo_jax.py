@@ -1,0 +1,444 @@
+"""Proximal policy optimisation (PPO), goal-conditioned: improve the policy a little on what it has just done.
+
+A rollout of the present policy π_old is used for a few epochs and thrown away. How much better than expected an action
+turned out is its advantage, estimated from the value function V(s, g) by generalised advantage estimation:
+
+    δ_t = r_t + γ (1 - terminated_t) V(s'_t, g) - V(s_t, g)             A_t = δ_t + γ λ (1 - done_t) A_{t+1}
+
+where s'_t is the state that the action led to, before any reset: an episode that is cut off by its length (done, but
+not terminated) is bootstrapped as if it went on. The policy follows the advantage as long as its probabilities stay
+close to the old ones, the value its own target, and a bonus keeps the policy random:
+
+    ρ = π(a | s, g) / π_old(a | s, g)
+    L(π) = -mean( min( ρ A, clip(ρ, 1 - ε, 1 + ε) A ) ) + β · mean( log π(a' | s, g) ),  a' ~ π(· | s, g)
+    L(V) = mean( (V(s, g) - (A + V_old(s, g)))² )
+
+PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance: --dense-reward is how it
+learns these tasks.
+
+Papers: Schulman et al. 2017 (arXiv 1707.06347) and 2016 (arXiv 1506.02438, advantages), Bortkiewicz et al. 2025 (arXiv
+2408.11052, the benchmark).
+"""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from jax.nn import softplus
+
+import envs
+
+
+@dataclass(frozen=True)
+class Args:
+    exp_name: str = "ppo_jax"  # name of the experiment, part of the run directory's name
+    seed: int = 1  # seed of all randomness
+    env_id: str = "reacher"  # task, one of envs.ENV_IDS
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU, the benchmark's pipeline on an accelerator
+    runs_dir: str = "runs"  # folder in which the run's own directory is made
+    compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
+
+    total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
+    num_envs: int = 256  # environments stepped in parallel
+    episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
+    unroll_length: int = 25  # steps of each environment between two rounds of updates
+    num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
+    num_eval_envs: int = 128  # episodes of an evaluation
+
+    dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
+    gamma: float = 0.97  # discount of rewards to come
+    gae_lambda: float = 0.95  # λ of the advantages: 0 trusts the value function alone, 1 the rewards alone
+    update_epochs: int = 4  # times that a rollout is learnt from
+    num_minibatches: int = 8  # parts into which it is split, an update each
+    clip_eps: float = 0.2  # ε, how far the policy's probability ratio may count as gain
+    entropy_coef: float = 1e-3  # weight β of the entropy bonus
+    normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
+    normalize_observations: bool = True  # by mean and standard deviation of all observations so far
+    learning_rate: float = 3e-4  # Adam's learning rate
+    max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers of the actor and of the critic; with residual a multiple of 4
+    activation: str = "relu"  # nonlinearity of the hidden layers: relu or swish
+    layer_norm: bool = False  # normalise each hidden layer; deep networks need it
+    residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = {"relu": nn.relu, "swish": nn.swish}
+LOG_STD_RANGE = (-5.0, 2.0)
+
+
+class Layer(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.args.width, kernel_init=nn.initializers.lecun_uniform())(x)
+        return ACTIVATIONS[self.args.activation](nn.LayerNorm()(x) if self.args.layer_norm else x)
+
+
+class ResidualBlock(nn.Module):
+    args: Args
+
+    @nn.compact
+    def __call__(self, x, _):
+        h = x
+        for _ in range(4):
+            h = Layer(self.args)(h)
+        return x + h, None
+
+
+class MLP(nn.Module):
+    args: Args
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, *inputs):
+        x = jnp.concatenate(inputs, axis=-1)
+        if self.args.residual:
+            x = Layer(self.args)(x)
+            # One block is compiled and scanned over stacked parameters, however deep the network is.
+            blocks = nn.scan(
+                ResidualBlock,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.args.depth // 4,
+            )
+            x, _ = blocks(self.args)(x, None)
+        else:
+            for _ in range(self.args.depth):
+                x = Layer(self.args)(x)
+        return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
+
+
+def action_distribution(actor_out):
+    """Mean and log-std, (..., action_dim) each, of the Gaussian whose tanh is the action."""
+    mean, log_std = jnp.split(actor_out, 2, axis=-1)
+    low, high = LOG_STD_RANGE
+    return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
+
+
+def log_prob_of(actor_out, u):
+    """The logarithm of the probability density, (...,), of the action tanh(u), u (..., action_dim)."""
+    mean, log_std = action_distribution(actor_out)
+    log_prob = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
+    return log_prob.sum(-1)
+
+
+def sample_u(actor_out, key):
+    """Draws u, (..., action_dim), whose tanh is an action; u itself, since tanh loses digits where it saturates."""
+    mean, log_std = action_distribution(actor_out)
+    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+
+
+# ---- observation statistics ------------------------------------------------------------------------------------------
+
+
+class Statistics(NamedTuple):
+    """Of all observations so far."""
+
+    count: jax.Array  # ()
+    mean: jax.Array  # (observation_size,)
+    variance: jax.Array  # (observation_size,)
+
+
+def update_statistics(statistics, obs):
+    """Merges in the observations `obs`, (..., observation_size) (Chan et al. 1979, parallel variance)."""
+    obs = obs.reshape(-1, obs.shape[-1])
+    count = statistics.count + len(obs)
+    delta = obs.mean(0) - statistics.mean
+    share = len(obs) / count
+    variance = (1 - share) * statistics.variance + share * obs.var(0) + share * (1 - share) * delta**2
+    return Statistics(count, statistics.mean + share * delta, variance)
+
+
+# ---- advantages and losses -------------------------------------------------------------------------------------------
+
+
+class Transition(NamedTuple):
+    obs: jax.Array  # (..., observation_size)
+    u: jax.Array  # the action before its tanh, (..., action_dim)
+    log_prob: jax.Array  # of the action when it was taken, (...,)
+    reward: jax.Array  # (...,)
+    next_obs: jax.Array  # what the action led to, before any reset
+    terminated: jax.Array  # 1 where the task itself ended the episode, (...,)
+    done: jax.Array  # 1 where the episode ended, by itself or by its length, (...,)
+
+
+def advantages_of(transitions, value, next_value, gamma, gae_lambda):
+    """Generalised advantage estimates, (time, ...), of a rollout and its values V(s_t, g) and V(s'_t, g)."""
+    delta = transitions.reward + gamma * (1 - transitions.terminated) * next_value - value
+
+    def backwards(advantage, inputs):
+        delta, done = inputs
+        advantage = delta + gamma * gae_lambda * (1 - done) * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, transitions.done), reverse=True)[1]
+
+
+class Networks(NamedTuple):
+    actor: MLP  # π: (state, goal) -> mean and raw log-std
+    critic: MLP  # V: (state, goal) -> value
+
+
+class Minibatch(NamedTuple):
+    obs: jax.Array  # normalised, (batch, observation_size)
+    u: jax.Array
+    log_prob: jax.Array
+    advantage: jax.Array
+    target_value: jax.Array
+
+
+def ppo_loss(params, batch, key, networks, args):
+    """The losses of actor and critic in one sum.
+
+    Args:
+      params: dict of `actor` and `critic`.
+      batch: `Minibatch`.
+      key: of the noise with which the entropy is estimated.
+    Returns:
+      the sum, and a dict of scalars to log.
+    """
+    advantage = batch.advantage
+    if args.normalize_advantage:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    actor_out = networks.actor.apply(params["actor"], batch.obs)
+    log_ratio = log_prob_of(actor_out, batch.u) - batch.log_prob
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - args.clip_eps, 1 + args.clip_eps)
+    actor_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+    entropy = -jnp.mean(log_prob_of(actor_out, sample_u(actor_out, key)))
+    value = networks.critic.apply(params["critic"], batch.obs)[..., 0]
+    critic_loss = jnp.mean((value - batch.target_value) ** 2)
+    metrics = {
+        "critic": critic_loss,
+        "actor": actor_loss,
+        "entropy": entropy,
+        "value": jnp.mean(value),
+        "approx_kl": jnp.mean(ratio - 1 - log_ratio),
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > args.clip_eps),
+    }
+    return actor_loss + critic_loss - args.entropy_coef * entropy, metrics
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class RunnerState(NamedTuple):
+    params: dict[str, Any]
+    opt_state: optax.OptState
+    statistics: Statistics  # with which the policy normalises what it sees
+    env_state: Any
+    num_steps: jax.Array  # (): steps that each environment has taken so far
+    key: jax.Array
+    eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
+
+
+class Schedule(NamedTuple):
+    steps_per_iteration: int  # environment steps of an iteration: one unroll of all environments
+    updates_per_iteration: int
+    warmup_iterations: int  # without updates
+    iterations_per_epoch: int
+    num_epochs: int
+
+    @property
+    def total_timesteps(self):
+        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
+
+
+def make_schedule(args):
+    """Counts iterations and epochs. Raises ValueError, with what would do instead, for flags that make no sense."""
+
+    def check(condition, flag, advice):
+        if not condition:
+            raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
+
+    for flag, choices in dict(activation=ACTIVATIONS).items():
+        check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
+    for flag, value in vars(args).items():
+        if Args.__annotations__[flag] in (int, int | None) and value is not None:
+            lowest = {"seed": 0}.get(flag, 1)
+            check(value >= lowest, flag, f"at least {lowest}")
+    check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
+    check(0 <= args.gae_lambda <= 1, "gae_lambda", "must lie between 0 and 1")
+    check(args.clip_eps > 0, "clip_eps", "must be positive")
+    blocks, rest = divmod(args.depth, 4)
+    check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
+    steps = args.num_envs * args.unroll_length
+    fitting = args.unroll_length * math.ceil(args.num_envs / args.num_minibatches) * args.num_minibatches
+    check(
+        steps % args.num_minibatches == 0,
+        "num_minibatches",
+        f"must divide the {steps} steps of an unroll; or try --num-envs {fitting // args.unroll_length}",
+    )
+    iterations = math.ceil(args.total_timesteps / steps)
+    per_epoch = math.ceil(iterations / args.num_evals)
+    updates = args.update_epochs * args.num_minibatches
+    return Schedule(steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch))
+
+
+def make_train(args, env=None, log=None):
+    """Builds the two pure functions that are the whole training.
+
+    `runner_state = init(key)` makes networks and environments;
+    `runner_state, metrics = train(runner_state, num_epochs)` is one scan over epochs. `metrics` is a dict of arrays
+    (num_epochs,). Both can be jitted, and vmapped over seeds.
+
+    Args:
+      env: a task of one's own, instead of the one that `args` names.
+      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
+        `num_steps`, the steps that each environment has taken so far.
+    """
+    schedule = make_schedule(args)
+    env = env or envs.make(args.env_id, args.backend, args.dense_reward)
+    episode_length = args.episode_length or env.episode_length
+    train_env = envs.wrap(env, args.num_envs, episode_length)
+
+    networks = Networks(MLP(args, 2 * env.action_size), MLP(args, 1))
+    optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(args.learning_rate))
+
+    def normalize(statistics, obs):
+        if not args.normalize_observations:
+            return obs
+        return jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.variance + 1e-6), -10.0, 10.0)
+
+    def policy(runner, obs):
+        """The actor's output for observations (..., observation_size)."""
+        return networks.actor.apply(runner.params["actor"], normalize(runner.statistics, obs))
+
+    def init(key):
+        key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)
+        env_state = train_env.reset(env_key)
+        obs = env_state.obs[0]
+        params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
+        statistics = Statistics(jnp.zeros(()), jnp.zeros_like(obs), jnp.ones_like(obs))
+        return RunnerState(params, optimizer.init(params), statistics, env_state, jnp.int32(0), key, eval_key)
+
+    def unroll(runner):
+        """Steps every environment `unroll_length` times with the stochastic policy; returns it, (time, env)."""
+
+        def step(env_state, key):
+            obs = env_state.obs
+            actor_out = policy(runner, obs)
+            u = sample_u(actor_out, key)
+            env_state = train_env.step(env_state, jnp.tanh(u))
+            terminated = env_state.done - env_state.info["truncation"]
+            transition = Transition(
+                obs,
+                u,
+                log_prob_of(actor_out, u),
+                env_state.reward,
+                env_state.info["next_obs"],
+                terminated,
+                env_state.done,
+            )
+            return env_state, transition
+
+        key, unroll_key = jax.random.split(runner.key)
+        keys = jax.random.split(unroll_key, args.unroll_length)
+        env_state, transitions = jax.lax.scan(step, runner.env_state, keys)
+        num_steps = runner.num_steps + args.unroll_length
+        return runner._replace(env_state=env_state, num_steps=num_steps, key=key), transitions
+
+    def update(carry, inputs):
+        params, opt_state = carry
+        grads, metrics = jax.grad(ppo_loss, has_aux=True)(params, *inputs, networks, args)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), metrics
+
+    def iterate(runner, _):
+        """One unroll, then several epochs of updates, each on another split into minibatches."""
+        runner, transitions = unroll(runner)
+        obs, next_obs = (normalize(runner.statistics, obs) for obs in (transitions.obs, transitions.next_obs))
+        value, next_value = (networks.critic.apply(runner.params["critic"], x)[..., 0] for x in (obs, next_obs))
+        advantage = advantages_of(transitions, value, next_value, args.gamma, args.gae_lambda)
+        batch = Minibatch(obs, transitions.u, transitions.log_prob, advantage, advantage + value)
+        batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+        def update_epoch(carry, key):
+            order_key, noise_key = jax.random.split(key)
+            order = jax.random.permutation(order_key, schedule.steps_per_iteration)
+            order = order.reshape(args.num_minibatches, -1)
+            keys = jax.random.split(noise_key, args.num_minibatches)
+            return jax.lax.scan(update, carry, (jax.tree.map(lambda x: x[order], batch), keys))
+
+        key, update_key = jax.random.split(runner.key)
+        keys = jax.random.split(update_key, args.update_epochs)
+        (params, opt_state), metrics = jax.lax.scan(update_epoch, (runner.params, runner.opt_state), keys)
+        statistics = update_statistics(runner.statistics, transitions.obs)
+        runner = runner._replace(params=params, opt_state=opt_state, statistics=statistics, key=key)
+        return runner, jax.tree.map(jnp.mean, metrics)
+
+    def evaluate(runner, key):
+        """Fresh episodes with the deterministic policy. What follows an early termination does not count."""
+
+        def step(carry, _):
+            env_state, running, steps_near, episode_return, final_dist = carry
+            mean, _ = action_distribution(policy(runner, env_state.obs))
+            env_state = jax.vmap(env.step)(env_state, jnp.tanh(mean))
+            steps_near += running * env_state.metrics["success"]
+            episode_return += running * env_state.reward
+            final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
+            return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
+
+        zeros = jnp.zeros(args.num_eval_envs)
+        env_state = jax.vmap(env.reset)(jax.random.split(key, args.num_eval_envs))
+        carry = (env_state, zeros + 1, zeros, zeros, zeros)
+        (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
+        return {
+            "eval/success_rate": jnp.mean(steps_near > 0),
+            "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
+            "eval/final_dist": jnp.mean(final_dist),
+            "eval/episode_return": jnp.mean(episode_return),
+        }
+
+    def epoch(runner, _):
+        runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
+        eval_key, key = jax.random.split(runner.eval_key)
+        metrics = evaluate(runner, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        if log is not None:
+            envs.stream(log, {"num_steps": runner.num_steps} | metrics)
+        return runner._replace(eval_key=eval_key), metrics
+
+    def train(runner, num_epochs):
+        return jax.lax.scan(epoch, runner, length=num_epochs)
+
+    return init, train
+
+
+# ---- main ------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    args = tyro.cli(Args)
+    if args.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+    try:
+        schedule = make_schedule(args)
+        env = envs.make(args.env_id, args.backend, args.dense_reward)
+        run = envs.Run(args, env, schedule)
+        init, train = make_train(args, env, run.log)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    @jax.jit
+    def training(key):
+        return train(init(key), schedule.num_epochs)
+
+    run.execute(training, jax.random.key(args.seed))
+
+
+if __name__ == "__main__":
+    main()
