@@ -1,0 +1,193 @@
+"""PPO: advantages, statistics and losses against float64 numpy, and training."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo_jax import (
+    MLP,
+    Args,
+    Minibatch,
+    Networks,
+    Statistics,
+    Transition,
+    action_distribution,
+    advantages_of,
+    log_prob_of,
+    make_schedule,
+    make_train,
+    ppo_loss,
+    sample_u,
+    update_statistics,
+)
+
+TINY = Args(
+    backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, episode_length=10, num_evals=4,
+    num_eval_envs=3, num_minibatches=2, update_epochs=2, width=8,
+)  # fmt: skip
+
+
+def numpy_advantages(reward, value, next_value, terminated, done, gamma, gae_lambda):
+    """By the definition: a sum of the errors that follow, until the episode ends."""
+    result = np.zeros(len(reward))
+    for t in range(len(reward)):
+        weight = 1.0
+        for s in range(t, len(reward)):
+            result[t] += weight * (reward[s] + gamma * (1 - terminated[s]) * next_value[s] - value[s])
+            if done[s]:
+                break
+            weight *= gamma * gae_lambda
+    return result
+
+
+def test_advantages_with_ends_in_every_order():
+    """All ways in which 5 steps can go on (0), be truncated (1) or terminate (2), each in an environment of its own."""
+    ways = np.array(list(itertools.product(range(3), repeat=5))).T  # (time, env)
+    rng = np.random.default_rng(0)
+    reward, value, next_value = rng.standard_normal((3, *ways.shape))
+    terminated, done = (ways == 2).astype(float), (ways > 0).astype(float)
+    transitions = Transition(
+        None, None, None, *map(jnp.float32, (reward,)), None, jnp.float32(terminated), jnp.float32(done)
+    )
+    got = advantages_of(transitions, jnp.float32(value), jnp.float32(next_value), 0.9, 0.8)
+    for env in range(ways.shape[1]):
+        columns = (x[:, env] for x in (reward, value, next_value, terminated, done))
+        np.testing.assert_allclose(got[:, env], numpy_advantages(*columns, 0.9, 0.8), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.floats(-50, 50), st.floats(0.01, 20))
+def test_statistics_are_those_of_all_data_seen(sizes, offset, scale):
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(offset, scale, (size, 2, 3)).astype(np.float32) for size in sizes]
+    statistics = Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
+    for batch in batches:
+        statistics = update_statistics(statistics, jnp.array(batch))
+    data = np.concatenate(batches).reshape(-1, 3).astype(np.float64)
+    assert statistics.count == len(data)
+    np.testing.assert_allclose(statistics.mean, data.mean(0), rtol=1e-3, atol=1e-3 * scale)
+    np.testing.assert_allclose(statistics.variance, data.var(0), rtol=1e-2, atol=1e-4)
+
+
+def test_log_probability_and_entropy():
+    actor_out = jnp.array([[0.3, -0.4], [1.5, 0.8]])  # one action dimension: mean and raw log-std
+    for row in actor_out:
+        mean, log_std = (float(x[0]) for x in action_distribution(row))
+        grid = np.linspace(mean - 8 * np.exp(log_std), mean + 8 * np.exp(log_std), 2001)
+        density = np.exp(log_prob_of(row, jnp.array(grid)[:, None])) * (1 - np.tanh(grid) ** 2)  # da = (1 - tanh²) du
+        assert scipy.integrate.trapezoid(density, grid) == pytest.approx(1, abs=1e-3)
+        u = np.array(sample_u(jnp.tile(row, (100_000, 1)), jax.random.key(0)))[:, 0]
+        assert scipy.stats.kstest(u, "norm", (mean, np.exp(log_std))).pvalue > 1e-3
+        log_slope = 2 * (np.log(2) - np.logaddexp(u, -u))  # log(1 - tanh(u)²) = -2 log cosh(u)
+        entropy = -np.mean(scipy.stats.norm.logpdf(u, mean, np.exp(log_std)) - log_slope)
+        assert -jnp.mean(log_prob_of(row, jnp.array(u)[:, None])) == pytest.approx(entropy, rel=1e-3, abs=1e-3)
+
+
+def numpy_mlp(params, x):
+    for i in range(2):
+        dense = params["params"][f"Layer_{i}"]["Dense_0"]
+        x = np.maximum(x @ np.float64(dense["kernel"]) + np.float64(dense["bias"]), 0)
+    return x @ np.float64(params["params"]["Dense_0"]["kernel"]) + np.float64(params["params"]["Dense_0"]["bias"])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_losses(normalize):
+    args = dataclasses.replace(TINY, clip_eps=0.2, entropy_coef=0.1, normalize_advantage=normalize)
+    networks = Networks(MLP(args, 4), MLP(args, 1))
+    rng = np.random.default_rng(0)
+    obs = rng.standard_normal((6, 3)).astype(np.float32)
+    params = {
+        "actor": networks.actor.init(jax.random.key(0), obs),
+        "critic": networks.critic.init(jax.random.key(1), obs),
+    }
+    mean, log_std = map(np.float64, action_distribution(numpy_mlp(params["actor"], np.float64(obs))))
+
+    def density(u):
+        return (scipy.stats.norm.logpdf(u, mean, np.exp(log_std)) - np.log(1 - np.tanh(u) ** 2)).sum(-1)
+
+    u = mean + np.exp(log_std) * rng.standard_normal(mean.shape)
+    log_prob = density(u) + 0.3 * rng.standard_normal(6)
+    advantage, target = 3 * rng.standard_normal((2, 6))
+    batch = Minibatch(obs, *map(jnp.float32, (u, log_prob, advantage, target)))
+    key = jax.random.key(2)
+    total, metrics = ppo_loss(params, batch, key, networks, args)
+
+    ratio = np.exp(density(u) - log_prob)
+    gain = (advantage - advantage.mean()) / advantage.std() if normalize else advantage
+    assert ((ratio > 1.2) | (ratio < 0.8)).any() and ((ratio < 1.2) & (ratio > 0.8)).any()
+    actor_loss = -np.mean(np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain))
+    critic_loss = np.mean((numpy_mlp(params["critic"], np.float64(obs))[:, 0] - target) ** 2)
+    fresh = mean + np.exp(log_std) * np.float64(jax.random.normal(key, mean.shape))
+    entropy = -density(fresh).mean()
+    assert metrics["actor"] == pytest.approx(actor_loss, rel=1e-3)
+    assert metrics["critic"] == pytest.approx(critic_loss, rel=1e-4)
+    assert metrics["entropy"] == pytest.approx(entropy, rel=1e-3)
+    assert total == pytest.approx(actor_loss + critic_loss - 0.1 * entropy, rel=1e-3)
+    assert metrics["clip_fraction"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.2))
+
+
+def train(args, seed=0):
+    init, train_ = make_train(args)
+    return jax.jit(lambda key: train_(init(key), make_schedule(args).num_epochs))(jax.random.key(seed))
+
+
+def test_contract_and_determinism():
+    runner, metrics = train(TINY)
+    again, _ = train(dataclasses.replace(TINY, num_eval_envs=7))
+    jax.tree.map(np.testing.assert_array_equal, runner.params, again.params)
+    assert all(np.isfinite(value).all() and value.shape == (4,) for value in metrics.values())
+    assert int(runner.num_steps) * TINY.num_envs == make_schedule(TINY).total_timesteps >= 160
+    assert runner.statistics.count == make_schedule(TINY).total_timesteps
+
+
+def test_every_flag_changes_the_program():
+    changes = dict(
+        env_id="simple_u_maze", gamma=0.5, gae_lambda=0.5, episode_length=3, unroll_length=2, num_envs=8,
+        learning_rate=1e-2, max_grad_norm=1.0, width=9, depth=4, activation="swish", layer_norm=True, residual=True,
+        backend="spring", num_eval_envs=5, num_evals=2, total_timesteps=320, dense_reward=True, update_epochs=3,
+        num_minibatches=4, clip_eps=0.3, entropy_coef=0.1, normalize_advantage=False, normalize_observations=False,
+    )  # fmt: skip
+    of_main = {"exp_name", "seed", "runs_dir", "compilation_cache"}
+    assert changes.keys() | of_main == {field.name for field in dataclasses.fields(Args)}
+    base = dataclasses.replace(TINY, depth=8)
+
+    def program(args):
+        init, train_ = make_train(args)
+        num_epochs = make_schedule(args).num_epochs
+        return jax.jit(lambda key: train_(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
+
+    original = program(base)
+    for name, value in changes.items():
+        assert program(dataclasses.replace(base, **{name: value})) != original, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (dict(num_minibatches=3), "--num-minibatches 3: must divide the 16 steps of an unroll; or try --num-envs 6"),
+        (dict(gae_lambda=1.1), "--gae-lambda 1.1: must lie between 0 and 1"),
+        (dict(clip_eps=0.0), "--clip-eps 0.0: must be positive"),
+        (dict(update_epochs=0), "--update-epochs 0: at least 1"),
+    ],
+)
+def test_nonsense_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        make_train(dataclasses.replace(TINY, **flags))
+    if "num_minibatches" in flags:
+        make_schedule(dataclasses.replace(TINY, num_envs=6, **flags))
+
+
+def test_short_training_improves():
+    args = Args(total_timesteps=900_000, num_evals=1, num_eval_envs=64, dense_reward=True)
+    _, learnt = train(args)
+    _, untrained = train(dataclasses.replace(args, learning_rate=0.0, update_epochs=1, num_minibatches=1))
+    assert learnt["eval/final_dist"][-1] < 0.75 * untrained["eval/final_dist"][-1]
+    assert learnt["eval/episode_return"][-1] > untrained["eval/episode_return"][-1]

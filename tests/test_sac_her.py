@@ -1,0 +1,228 @@
+"""SAC + HER: relabelling, losses against float64 numpy, and training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import envs
+from sac_her_jax import (
+    MLP,
+    Args,
+    Networks,
+    Transition,
+    action_distribution,
+    buffer_add,
+    buffer_init,
+    make_schedule,
+    make_train,
+    sac_loss,
+    sample_transitions,
+)
+
+TINY = Args(
+    backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, learning_starts=12, buffer_size=32,
+    episode_length=10, num_evals=4, num_eval_envs=3, env_steps_per_update=8, batch_size=16, width=8,
+)  # fmt: skip
+
+
+def fill(ids, capacity, unroll):
+    """A buffer of transitions whose states say (environment, time), next states (environment, time + 1), goals -1."""
+    num_steps, num_envs = ids.shape
+    empty = Transition(jnp.zeros(2), jnp.zeros(1), jnp.zeros(2), jnp.zeros(2), jnp.zeros(()))
+    buffer = buffer_init(empty, capacity, num_envs)
+    for start in range(0, num_steps, unroll):
+        steps = np.arange(start, start + unroll)
+        state = np.stack(np.broadcast_arrays(np.arange(num_envs)[None], steps[:, None]), axis=-1).astype(np.float32)
+        zeros = np.zeros((unroll, num_envs), np.float32)
+        transitions = Transition(state, zeros[..., None], 0 * state - 1, state + np.array([0, 1], np.float32), zeros)
+        buffer = buffer_add(buffer, transitions, jnp.array(ids[start : start + unroll], jnp.int32))
+    return buffer
+
+
+def draw(buffer, count, her_ratio, strategy, seed=0):
+    batch = sample_transitions(buffer, jax.random.key(seed), (count,), her_ratio, strategy, lambda state: state)
+    return jax.tree.map(np.array, batch)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_share_of_relabelled_rows(ratio):
+    batch = draw(fill(np.zeros((20, 3), int), 20, 5), 20_000, ratio, "future")
+    relabelled = batch.goal[:, 0] >= 0
+    assert relabelled.mean() == pytest.approx(ratio, abs=0.02)
+    np.testing.assert_array_equal(batch.goal[~relabelled], -1)
+
+
+def test_future_goals_are_uniform_over_what_follows():
+    batch = draw(fill(np.zeros((12, 1), int), 12, 4), 60_000, 1.0, "future")
+    for t in range(11):
+        times = batch.goal[batch.state[:, 1] == t, 1].astype(int)
+        counts = np.bincount(times, minlength=13)
+        assert counts[: t + 1].sum() == 0  # of the state after the action, at the earliest
+        assert scipy.stats.chisquare(counts[t + 1 :]).pvalue > 0.01 / 11
+
+
+def test_final_goals_are_the_trajectory_s_last_state():
+    ids = np.repeat([0, 1, 2], [5, 4, 7])[:, None]
+    batch = draw(fill(ids, 12, 4), 5_000, 1.0, "final")  # the ring has overwritten the first four steps
+    last = {4: 5, **{t: 9 for t in range(5, 9)}, **{t: 16 for t in range(9, 16)}}
+    assert {(int(t), int(g)) for t, g in zip(batch.state[:, 1], batch.goal[:, 1], strict=True)} == set(last.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_goal_is_of_the_same_trajectory_and_later(data):
+    unroll = data.draw(st.sampled_from([2, 5]))
+    capacity = unroll * data.draw(st.sampled_from([1, 3]))
+    ends = np.array(data.draw(st.lists(st.booleans(), min_size=120, max_size=120))).reshape(40, 3)
+    ids = np.cumsum(ends, axis=0)[: unroll * data.draw(st.integers(1, 8))]
+    batch = draw(fill(ids, capacity, unroll), 512, 1.0, data.draw(st.sampled_from(["future", "final"])))
+    (env, t), (goal_env, reached) = batch.state.astype(int).T, batch.goal.astype(int).T
+    assert (env == goal_env).all() and (t < reached).all()
+    assert (ids[t, env] == ids[reached - 1, env]).all()  # the step that led there belongs to the trajectory
+    np.testing.assert_array_equal(batch.next_state - batch.state, np.tile([0, 1], (512, 1)))
+
+
+def test_relabelled_reward_is_that_of_the_state_after_the_action():
+    """With what it led to as its goal a transition is a success, with where it came from it need not be."""
+    env = envs.make("reacher", backend="mujoco")
+    state = jnp.zeros(10)
+    next_state = state.at[4].set(0.2)
+    assert env.get_reward(state, jnp.zeros(2), next_state, next_state[4:7]) == 1
+    assert env.get_reward(state, jnp.zeros(2), next_state, state[4:7]) == 0
+
+
+def numpy_mlp(params, *inputs):
+    x = np.concatenate(inputs, axis=-1).astype(np.float64)
+    layers = params["params"]
+    for i in range(2):
+        dense = layers[f"Layer_{i}"]["Dense_0"]
+        x = np.maximum(x @ np.float64(dense["kernel"]) + np.float64(dense["bias"]), 0)
+    return x @ np.float64(layers["Dense_0"]["kernel"]) + np.float64(layers["Dense_0"]["bias"])
+
+
+def test_losses():
+    args = dataclasses.replace(TINY, gamma=0.9, target_entropy=-0.7)
+    networks = Networks(MLP(args, 4), MLP(args, 1))
+    rng = np.random.default_rng(0)
+    state, next_state = rng.standard_normal((2, 5, 3)).astype(np.float32)
+    goal, action = rng.standard_normal((2, 5, 2)).astype(np.float32)
+    terminated, reward = np.array([0, 1, 0, 0, 1], np.float32), np.array([1, 0, 0, 1, 1], np.float32)
+    keys = jax.random.split(jax.random.key(0), 5)
+    critics = tuple(networks.critic.init(key, state, action, goal) for key in keys[:2])
+    targets = tuple(networks.critic.init(key, state, action, goal) for key in keys[2:4])
+    params = {"actor": networks.actor.init(keys[4], state, goal), "critics": critics, "log_alpha": jnp.log(0.3)}
+    batch = (Transition(state, action, goal, next_state, terminated), reward)
+    key = jax.random.key(7)
+    total, metrics = sac_loss(params, targets, batch, key, networks, args)
+
+    def act(observed, key):
+        mean, log_std = map(np.float64, action_distribution(numpy_mlp(params["actor"], observed, goal)))
+        noise = np.float64(jax.random.normal(key, mean.shape))
+        u = mean + np.exp(log_std) * noise
+        log_prob = scipy.stats.norm.logpdf(u, mean, np.exp(log_std)) - np.log(1 - np.tanh(u) ** 2)
+        return np.tanh(u), log_prob.sum(-1)
+
+    next_key, key = jax.random.split(key)
+    next_action, next_log_prob = act(next_state, next_key)
+    lowest = np.minimum(*(numpy_mlp(critic, next_state, next_action, goal)[:, 0] for critic in targets))
+    y = reward + 0.9 * (1 - terminated) * (lowest - 0.3 * next_log_prob)
+    q = [numpy_mlp(critic, state, action, goal)[:, 0] for critic in critics]
+    critic_loss = np.mean((q[0] - y) ** 2 + (q[1] - y) ** 2)
+    policy_action, log_prob = act(state, key)
+    policy_q = np.minimum(*(numpy_mlp(critic, state, policy_action, goal)[:, 0] for critic in critics))
+    actor_loss = np.mean(0.3 * log_prob - policy_q)
+    alpha_loss = 0.3 * (-log_prob.mean() + 0.7 * 2)
+    assert metrics["critic"] == pytest.approx(critic_loss, rel=1e-4)
+    assert metrics["actor"] == pytest.approx(actor_loss, rel=1e-4)
+    assert metrics["alpha_loss"] == pytest.approx(alpha_loss, rel=1e-4)
+    assert total == pytest.approx(critic_loss + actor_loss + alpha_loss, rel=1e-4)
+
+    def gradient(part, of):
+        return jax.grad(lambda p: sac_loss({**params, of: p}, targets, batch, key, networks, args)[1][part])(params[of])
+
+    def is_zero(tree):
+        return all(not np.any(x) for x in jax.tree.leaves(tree))
+
+    assert is_zero(gradient("critic", "actor")) and is_zero(gradient("critic", "log_alpha"))
+    assert is_zero(gradient("actor", "critics")) and is_zero(gradient("actor", "log_alpha"))
+    assert is_zero(gradient("alpha_loss", "actor")) and not is_zero(gradient("alpha_loss", "log_alpha"))
+    assert not is_zero(gradient("critic", "critics")) and not is_zero(gradient("actor", "actor"))
+
+
+def train(args, seed=0):
+    init, train_ = make_train(args)
+    return jax.jit(lambda key: train_(init(key), make_schedule(args).num_epochs))(jax.random.key(seed))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return train(TINY)
+
+
+def test_target_critics_follow_slowly():
+    """With tau = 1 they are the critics; with a small tau they stay near where they began."""
+    runner, _ = train(dataclasses.replace(TINY, tau=1.0))
+    jax.tree.map(np.testing.assert_array_equal, runner.target_critics, runner.params["critics"])
+    init, _ = make_train(TINY)
+    start = jax.jit(init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, start.target_critics, start.params["critics"])
+    runner, _ = train(dataclasses.replace(TINY, tau=1e-6))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), runner.target_critics, start.target_critics)
+
+
+def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
+    runner, metrics = train(dataclasses.replace(TINY, num_eval_envs=7))
+    jax.tree.map(np.testing.assert_array_equal, runner.params, tiny[0].params)
+    assert all(np.isfinite(value).all() and value.shape == (4,) for value in metrics.values())
+
+
+def test_every_flag_changes_the_program():
+    changes = dict(
+        env_id="simple_u_maze", env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, gamma=0.5,
+        episode_length=3, unroll_length=2, num_envs=8, target_entropy=-2.0, actor_lr=1e-2, critic_lr=1e-2,
+        alpha_lr=1e-2, width=9, depth=4, activation="swish", layer_norm=True, residual=True, backend="spring",
+        num_eval_envs=5, num_evals=2, total_timesteps=320, dense_reward=True, her_ratio=0.5, her_strategy="final",
+        tau=0.1,
+    )  # fmt: skip
+    of_main = {"exp_name", "seed", "runs_dir", "compilation_cache"}
+    assert changes.keys() | of_main == {field.name for field in dataclasses.fields(Args)}
+    base = dataclasses.replace(TINY, depth=8)
+
+    def program(args):
+        init, train_ = make_train(args)
+        num_epochs = make_schedule(args).num_epochs
+        return jax.jit(lambda key: train_(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
+
+    original = program(base)
+    assert program(base) == original
+    for name, value in changes.items():
+        assert program(dataclasses.replace(base, **{name: value})) != original, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (dict(her_ratio=1.5), "--her-ratio 1.5: must lie between 0 and 1"),
+        (dict(her_strategy="last"), "--her-strategy last: choose one of future, final"),
+        (dict(tau=0.0), "--tau 0.0: must lie between 0"),
+        (dict(gamma=1.0), "--gamma 1.0: must lie between 0 and 1"),
+        (dict(batch_size=0), "--batch-size 0: at least 1"),
+    ],
+)
+def test_nonsense_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        make_train(dataclasses.replace(TINY, **flags))
+
+
+def test_short_training_improves():
+    args = Args(total_timesteps=120_000, num_evals=1, num_eval_envs=64, episode_length=200)
+    _, learnt = train(args)
+    _, untrained = train(dataclasses.replace(args, actor_lr=0.0, critic_lr=0.0, batch_size=1))
+    assert learnt["eval/final_dist"][-1] < 0.75 * untrained["eval/final_dist"][-1]
+    assert learnt["eval/time_near_goal"][-1] > 1.5 * untrained["eval/time_near_goal"][-1]
