@@ -76,8 +76,9 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
       ValueError: unknown id, or a pipeline that the task does not run on.
     """
     if env_id not in _TASKS:
-        nearest = difflib.get_close_matches(env_id, ENV_IDS, n=3, cutoff=0.3) or ENV_IDS
-        raise ValueError(f"unknown env id {env_id!r}; did you mean {' or '.join(nearest)}?")
+        nearest = difflib.get_close_matches(env_id, ENV_IDS, n=3, cutoff=0.5)
+        advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose one of {', '.join(ENV_IDS)}"
+        raise ValueError(f"unknown env id {env_id!r}; {advice}")
     task, options = _TASKS[env_id]
     if backend is None:
         backend = "mujoco" if jax.default_backend() == "cpu" else task.benchmark_backend

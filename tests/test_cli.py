@@ -18,9 +18,9 @@ SMALL = shlex.split(
 )
 
 
-def start(*flags, cwd):
+def start(*flags, cwd, script="crl_jax.py"):
     return subprocess.Popen(
-        [sys.executable, ROOT / "crl_jax.py", *flags],
+        [sys.executable, ROOT / script, *flags],
         cwd=cwd,
         text=True,
         stdout=subprocess.PIPE,
@@ -28,8 +28,8 @@ def start(*flags, cwd):
     )
 
 
-def run(*flags, cwd):
-    process = start(*flags, cwd=cwd)
+def run(*flags, cwd, script="crl_jax.py"):
+    process = start(*flags, cwd=cwd, script=script)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -56,10 +56,30 @@ def test_run_directory_and_tags(tmp_path):
     assert len(out.splitlines()) == 3 + 3
 
 
+@pytest.mark.parametrize("script", ["sac_her_jax", "ppo_jax"])
+def test_the_other_scripts_run_alike(script, tmp_path):
+    flags = "--env-id reacher --dense-reward --total-timesteps 64 --num-envs 4 --unroll-length 8 --num-evals 2"
+    flags += " --num-eval-envs 2 --episode-length 20 --width 8"
+    if script == "ppo_jax":
+        flags += " --num-minibatches 2"
+    else:
+        flags += " --learning-starts 8 --buffer-size 64 --env-steps-per-update 8 --batch-size 8"
+    code, out, err = run(*shlex.split(flags), cwd=tmp_path, script=f"{script}.py")
+    assert code == 0, err
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert run_dir.name.startswith(f"reacher__{script}__1__")
+    logged = scalars(run_dir)
+    assert {"eval/success_rate", "eval/time_near_goal", "charts/SPS", "losses/critic", "losses/actor"} <= logged.keys()
+    assert all([step for step, _ in values] == [32, 64] for values in logged.values())
+    assert len(out.splitlines()) == 3 + 2
+    code, out, err = run("--env-id", "ant_maze", cwd=tmp_path, script=f"{script}.py")
+    assert code == 2 and err.startswith("error: unknown env id 'ant_maze'; did you mean ") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--env-id", "reachr"], "error: unknown env id 'reachr'; did you mean reacher?"),
+        (["--env-id", "reachr"], "error: unknown env id 'reachr'; did you mean reacher or "),
         (["--backend", "warp"], "error: reacher does not run on backend 'warp'; choose one of"),
         (["--contrastive-loss", "nce"], "error: --contrastive-loss nce: choose one of fwd_infonce"),
         (["--unroll-length", "7", "--num-envs", "5"], "error: --unroll-length 7: "),

@@ -12,6 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import envs
 from ppo_jax import (
     MLP,
     Args,
@@ -159,8 +160,11 @@ def test_every_flag_changes_the_program():
     assert changes.keys() | of_main == {field.name for field in dataclasses.fields(Args)}
     base = dataclasses.replace(TINY, depth=8)
 
+    env = envs.make(base.env_id, base.backend)
+
     def program(args):
-        init, train_ = make_train(args)
+        of_env = (args.env_id, args.backend, getattr(args, "dense_reward", False))
+        init, train_ = make_train(args, env if of_env == (base.env_id, base.backend, False) else None)
         num_epochs = make_schedule(args).num_epochs
         return jax.jit(lambda key: train_(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
 

@@ -8,6 +8,7 @@ import jax.export
 import numpy as np
 import pytest
 
+import envs
 from crl_jax import Args, make_schedule, make_train
 
 TINY = Args(
@@ -154,8 +155,11 @@ def test_every_flag_changes_the_program():
     assert changes.keys() | of_main == {field.name for field in dataclasses.fields(Args)}
     base = dataclasses.replace(TINY, depth=8)
 
+    env = envs.make(base.env_id, base.backend)
+
     def program(args):
-        init, train_ = make_train(args)
+        of_env = (args.env_id, args.backend, getattr(args, "dense_reward", False))
+        init, train_ = make_train(args, env if of_env == (base.env_id, base.backend, False) else None)
         num_epochs = make_schedule(args).num_epochs
         return jax.jit(lambda key: train_(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
 

@@ -1,6 +1,7 @@
-"""Trains reacher with the default flags for five seeds, one after the other, and prints the README's table.
+"""Trains one script for five seeds, one after the other, and prints the README's table.
 
-    python benchmark/reacher_seeds.py
+    python benchmark/seeds.py crl_jax.py
+    python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 1000000
 
 Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
 cache, the others find what it left.
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent.parent / "crl_jax.py"
+ROOT = Path(__file__).parent.parent
 
 
 def run(command, cwd, environment):
@@ -39,6 +40,7 @@ def first(rows, column, threshold):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("script")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("flags", nargs="*", help="flags for the script, after --")
     args = parser.parse_args()
@@ -50,7 +52,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         for seed in args.seeds:
-            command = [sys.executable, SCRIPT, "--env-id", "reacher", "--seed", str(seed), *args.flags]
+            command = [sys.executable, ROOT / args.script, "--seed", str(seed), *args.flags]
             rows, seconds = run(command, folder, environment)
             row = [rows[0][0], first(rows, 2, 0.95), first(rows, 3, 0.7), seconds, *rows[-1][2:]]
             table.append(row)

@@ -1,0 +1,54 @@
+"""Pictures and films, where EGL or OSMesa is there; a clear message where neither is."""
+
+import ctypes.util
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import envs
+from envs import render
+
+
+@pytest.fixture(scope="module")
+def rollout():
+    env = envs.make("simple_u_maze", backend="mujoco")
+    return env, render.random_rollout(env, jax.random.key(0), 5)
+
+
+@pytest.fixture(scope="module")
+def pictures(rollout):
+    try:
+        return render.draw(*rollout, width=120, height=80)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def test_pictures_show_agent_and_goal(pictures):
+    assert pictures.shape == (5, 80, 120, 3) and pictures.dtype == np.uint8
+    red, green, blue = np.moveaxis(pictures[0].astype(int), -1, 0)
+    assert ((green > red + 40) & (green > blue + 40)).any()  # the goal
+    assert ((red > blue + 60) & (red > green + 20)).any()  # the agent
+
+
+def test_film(pictures, tmp_path):
+    render.save_film(tmp_path / "film.gif", pictures, frames_per_second=20)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.size == (120, 80) and film.is_animated and film.info["duration"] == 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have their own OpenGL")
+def test_without_opengl_it_says_what_to_install(rollout, monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(RuntimeError, match="apt install libegl1 libgl1, or libosmesa6"):
+        render.draw(*rollout)
+
+
+def test_nothing_to_do_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["render"])
+    with pytest.raises(SystemExit) as ended:
+        render.main()
+    assert ended.value.code == 2 and "--gallery" in capsys.readouterr().err
