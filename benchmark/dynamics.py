@@ -96,7 +96,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "rollouts.npz")
         np.savez(path, **{f"{env_id}/{name}": x for env_id, (data, _) in results.items() for name, x in data.items()})
-        command = [args.peer, __file__, "--as-peer", path]
+        command = [os.path.abspath(args.peer), os.path.abspath(__file__), "--as-peer", path]
         subprocess.run(command, check=True, cwd=folder, env=os.environ | {"WANDB_MODE": "disabled"})
         published = dict(np.load(path))
     print(f"largest difference in an observation, {STARTS} starts\n")

@@ -1,7 +1,7 @@
 """Trains one script for five seeds, one after the other, and prints the README's table.
 
     python benchmark/seeds.py crl_jax.py
-    python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 1000000
+    python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 2000000
 
 Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
 cache, the others find what it left.
