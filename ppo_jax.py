@@ -264,8 +264,7 @@ def make_schedule(args):
         if not condition:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
 
-    for flag, choices in dict(activation=ACTIVATIONS).items():
-        check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
+    check(args.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     for flag, value in vars(args).items():
         if Args.__annotations__[flag] in (int, int | None) and value is not None:
             lowest = {"seed": 0}.get(flag, 1)
@@ -276,11 +275,11 @@ def make_schedule(args):
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     steps = args.num_envs * args.unroll_length
-    fitting = args.unroll_length * math.ceil(args.num_envs / args.num_minibatches) * args.num_minibatches
+    fitting = math.ceil(args.num_envs / args.num_minibatches) * args.num_minibatches
     check(
         steps % args.num_minibatches == 0,
         "num_minibatches",
-        f"must divide the {steps} steps of an unroll; or try --num-envs {fitting // args.unroll_length}",
+        f"must divide the {steps} steps of an unroll; or try --num-envs {fitting}",
     )
     iterations = math.ceil(args.total_timesteps / steps)
     per_epoch = math.ceil(iterations / args.num_evals)

@@ -76,7 +76,6 @@ class Args:
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 ACTIVATIONS = {"relu": nn.relu, "swish": nn.swish}
-HER_STRATEGIES = ("future", "final")
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -141,6 +140,8 @@ def sample_action(actor_out, key):
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
+
+HER_STRATEGIES = ("future", "final")
 
 
 class Transition(NamedTuple):

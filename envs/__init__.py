@@ -25,14 +25,13 @@ from envs.reacher import Reacher
 from envs.run import Run
 from envs.wrappers import BatchedEnv
 
-_LAYOUTS = ("u", "big", "hardest", "u_eval", "big_eval")
-
-
-def _maze_id(robot: str, layout: str) -> str:
-    name, _, evaluation = layout.partition("_")
-    return "_".join(part for part in (robot, name, "maze", evaluation) if part)
-
-
+_MAZES = {  # the end of an id, and the layout's name
+    "u_maze": "u",
+    "big_maze": "big",
+    "hardest_maze": "hardest",
+    "u_maze_eval": "u_eval",
+    "big_maze_eval": "big_eval",
+}
 _TASKS = {  # id: class, and its arguments
     "reacher": (Reacher, {}),
     "cheetah": (Cheetah, {}),
@@ -42,14 +41,14 @@ _TASKS = {  # id: class, and its arguments
     "pusher2": (Pusher2, {}),
     "ant": (Ant, {}),
     "ant_random_start": (Ant, {"random_start": True}),
-    **{_maze_id("ant", layout): (AntMaze, {"layout": layout}) for layout in _LAYOUTS},
+    **{f"ant_{maze}": (AntMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
     "ant_ball": (AntBall, {}),
     "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u"}),
     "ant_ball_big_maze": (AntBallMaze, {"layout": "ball_big"}),
     "ant_push": (AntPush, {}),
     "humanoid": (Humanoid, {}),
-    **{_maze_id("humanoid", layout): (HumanoidMaze, {"layout": layout}) for layout in _LAYOUTS},
-    **{_maze_id("simple", layout): (PointMaze, {"layout": layout}) for layout in _LAYOUTS},
+    **{f"humanoid_{maze}": (HumanoidMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
+    **{f"simple_{maze}": (PointMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
     "arm_reach": (ArmReach, {}),
     "arm_grasp": (ArmGrasp, {}),
     "arm_push_easy": (ArmPush, {}),

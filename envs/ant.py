@@ -5,7 +5,19 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import BOX, MUJOCO, SPHERE, GoalEnv, add_slides, add_target, load_robot, on_circle, set_solver
+from envs.base import (
+    BOX,
+    MUJOCO,
+    SPHERE,
+    SPRINGS,
+    GoalEnv,
+    add_slides,
+    add_target,
+    load_robot,
+    on_circle,
+    set_gear,
+    set_solver,
+)
 from envs.maze import Maze
 
 _NQ, _NV = 15, 14  # the ant's own coordinates and velocities
@@ -25,6 +37,7 @@ class Ant(GoalEnv):
     goal_reach_thresh = 0.5
     goal_reach_easy = 2.0
     benchmark_backend = "spring"
+    solver_iterations = (1, 4)  # on mjx: of the solver, and of its line search
     touching: tuple[str, ...] = ()  # geoms that can touch more than the floor
 
     def __init__(self, backend: str, dense_reward: bool = False, random_start: bool = False):
@@ -36,11 +49,10 @@ class Ant(GoalEnv):
         for name in self.touching:
             spec.geom(name).conaffinity = 1
         self.add_things(spec)
-        set_solver(spec, backend, iterations=1, ls_iterations=4)
+        set_solver(spec, backend, *self.solver_iterations)
         if backend == "positional":
-            for motor in spec.actuators:
-                motor.gear[0] = 200.0
-        if backend not in ("spring", "positional"):
+            set_gear(spec, 200.0)
+        if backend not in SPRINGS:
             return spec, 5
         spec.option.timestep = 0.005
         return spec, 10
@@ -147,6 +159,7 @@ class AntPush(Ant):
     state_dim = _NQ + _NV + 2
     backends = MUJOCO
     benchmark_backend = "mjx"
+    solver_iterations = (4, 8)
     view = (90, -75)
 
     # Where the box stands, and the blocks around it: x, y of the centre, half sides along x and y, metres.
@@ -160,11 +173,6 @@ class AntPush(Ant):
         (20, -4, 8, 8),
         (0, -8, 12, 4),
     )
-
-    def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
-        spec, n_frames = super().build(backend)
-        set_solver(spec, backend, iterations=4, ls_iterations=8)
-        return spec, n_frames
 
     def add_things(self, spec: mujoco.MjSpec):
         spec.geom("torso_geom").contype = 1

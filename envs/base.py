@@ -16,6 +16,7 @@ from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
 
 BACKENDS = ("generalized", "positional", "spring", "mjx", "mujoco")
 MUJOCO = ("mjx", "mujoco")  # one physics, two programs
+SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
 SPHERE, BOX, CAPSULE = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
 ORANGE = (0.95, 0.5, 0.1, 1.0)  # of robots
@@ -66,6 +67,12 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_EULERDAMP
     spec.option.iterations, spec.option.ls_iterations = (iterations, ls_iterations) if backend == "mjx" else (100, 50)
+
+
+def set_gear(spec: mujoco.MjSpec, gear: float | tuple[float, ...]):
+    """Gives each motor this gear, or its own of several."""
+    for motor, value in zip(spec.actuators, np.broadcast_to(gear, len(spec.actuators)), strict=True):
+        motor.gear[0] = value
 
 
 def on_circle(key: jax.Array, radius) -> jax.Array:

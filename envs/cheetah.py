@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import GoalEnv, add_target, load_robot
+from envs.base import SPRINGS, GoalEnv, add_target, load_robot, set_gear
 
 _TARGET_X = 5.0
 
@@ -29,11 +29,10 @@ class Cheetah(GoalEnv):
         for geom in spec.geoms:
             geom.density *= scale
         add_target(spec, "x")
-        if backend not in ("spring", "positional"):
+        if backend not in SPRINGS:
             return spec, 5
         spec.option.timestep = 0.003125
-        for motor, gear in zip(spec.actuators, (120, 90, 60, 120, 100, 100), strict=True):
-            motor.gear[0] = gear
+        set_gear(spec, (120, 90, 60, 120, 100, 100))
         return spec, 16
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:

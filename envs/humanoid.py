@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import actuator, base
 
-from envs.base import GoalEnv, add_target, load_robot, on_circle, set_solver
+from envs.base import SPRINGS, GoalEnv, add_target, load_robot, on_circle, set_gear, set_solver
 from envs.maze import Maze
 
 _STRENGTH = 0.4  # the actuators' range
@@ -29,11 +29,10 @@ class Humanoid(GoalEnv):
                 geom.contype = 1  # the whole body can touch floor and walls, but never itself
         self.add_things(spec)
         set_solver(spec, backend, iterations=1, ls_iterations=4)
-        if backend not in ("spring", "positional"):
+        if backend not in SPRINGS:
             return spec, 5
         spec.option.timestep = 0.0015
-        for motor, gear in zip(spec.actuators, [350.0] * 11 + [100.0] * 6, strict=True):
-            motor.gear[0] = gear
+        set_gear(spec, (350.0,) * 11 + (100.0,) * 6)
         return spec, 10
 
     def add_things(self, spec: mujoco.MjSpec):
@@ -51,7 +50,7 @@ class Humanoid(GoalEnv):
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         inertia = self.sys.link.inertia
         mass = inertia.mass[:, None]  # (12, 1)
-        if self.backend in ("spring", "positional"):
+        if self.backend in SPRINGS:
             inertia = inertia.replace(i=jnp.broadcast_to(jnp.eye(3), inertia.i.shape))  # as these pipelines have it
         centres = physics.x.vmap().do(inertia.transform)  # of mass, of each link
         centre = jnp.sum(mass * centres.pos, axis=0) / jnp.sum(mass)  # of the whole model

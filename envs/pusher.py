@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import SLIDE, GoalEnv, load_robot
+from envs.base import SLIDE, SPRINGS, GoalEnv, load_robot, set_gear
 
 _TIP = "r_wrist_flex_link"  # the body whose origin counts as the arm's tip
 
@@ -45,11 +45,10 @@ class Pusher(GoalEnv):
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("pusher")
         self.add_things(spec)
-        if backend not in ("spring", "positional"):
+        if backend not in SPRINGS:
             return spec, 5
         spec.option.timestep = 0.001
-        for motor in spec.actuators:
-            motor.gear[0] = 20.0
+        set_gear(spec, 20.0)
         return spec, 50
 
     def add_things(self, spec: mujoco.MjSpec):

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 from brax import base, math
 
-from envs.base import GREEN, SPHERE, GoalEnv, load_robot, on_circle
+from envs.base import GREEN, SPHERE, SPRINGS, GoalEnv, load_robot, on_circle, set_gear
 
 _TIP = np.array([0.11, 0.0, 0.0], np.float32)  # the finger tip in the forearm's frame, metres
 
@@ -24,11 +24,10 @@ class Reacher(GoalEnv):
         spec = load_robot("reacher")
         size = [self.goal_reach_thresh, 0, 0]  # shows what counts as near, and weighs nothing
         spec.body("target").add_geom(type=SPHERE, size=size, mass=0, contype=0, conaffinity=0, rgba=GREEN)
-        if backend not in ("spring", "positional"):
+        if backend not in SPRINGS:
             return spec, 2
         spec.option.timestep = 0.005
-        for motor in spec.actuators:
-            motor.gear[0] = 25.0
+        set_gear(spec, 25.0)
         return spec, 4
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
