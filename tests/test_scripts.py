@@ -51,6 +51,52 @@ def test_every_task_trains(script, env_id):
         assert any(np.any(a != b) for a, b in leaves), name
 
 
+CHANGES = {  # another value for every flag, but for those that only `main` reads
+    "crl_jax": dict(logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5),
+    "sac_her_jax": dict(dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1),
+    "ppo_jax": dict(
+        dense_reward=True, gae_lambda=0.5, update_epochs=3, num_minibatches=4, clip_eps=0.3, entropy_coef=0.1,
+        normalize_advantage=False, normalize_observations=False, learning_rate=1e-2, max_grad_norm=1.0,
+    ),
+}  # fmt: skip
+CHANGES_OF_ALL = dict(
+    env_id="simple_u_maze", backend="spring", total_timesteps=320, num_envs=8, episode_length=3, unroll_length=2,
+    num_evals=2, num_eval_envs=5, gamma=0.5, width=9, depth=4, activation="swish", layer_norm=True, residual=True,
+)  # fmt: skip
+CHANGES_OFF_POLICY = dict(
+    env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, target_entropy=-2.0, actor_lr=1e-2,
+    critic_lr=1e-2, alpha_lr=1e-2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_changes_the_program(script):
+    """No dead flags: another value of any of them compiles to another program, but for those that only `main` reads."""
+    module = importlib.import_module(script)
+    changes = CHANGES_OF_ALL | CHANGES[script] | (CHANGES_OFF_POLICY if script != "ppo_jax" else {})
+    of_main = {"exp_name", "seed", "runs_dir", "compilation_cache"}
+    names = {field.name for field in dataclasses.fields(module.Args)}
+    assert changes.keys() | of_main == names
+    sizes = dict(
+        backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, learning_starts=12, buffer_size=32,
+        episode_length=10, num_evals=4, num_eval_envs=3, env_steps_per_update=8, batch_size=16, width=8, repr_dim=4,
+        num_minibatches=2, update_epochs=2, depth=8,
+    )  # fmt: skip
+    base = module.Args(**{name: value for name, value in sizes.items() if name in names})
+    env = envs.make(base.env_id, base.backend)
+
+    def program(args):
+        of_env = (args.env_id, args.backend, getattr(args, "dense_reward", False))
+        init, train = module.make_train(args, env if of_env == (base.env_id, base.backend, False) else None)
+        num_epochs = module.make_schedule(args).num_epochs
+        return jax.jit(lambda key: train(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
+
+    original = program(base)
+    assert program(base) == original
+    for name, value in changes.items():
+        assert program(dataclasses.replace(base, **{name: value})) != original, name
+
+
 def part(module, name):
     """Source of a name of the module, or of a function inside `make_train`."""
     if hasattr(module, name):
