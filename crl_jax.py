@@ -22,30 +22,27 @@ al. 2025 (arXiv 2503.14858, deep residual networks).
 """
 
 import math
-import os
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax.nn import logsumexp, softplus
 
 import envs
 
 
 @dataclass(frozen=True)
-class Args:
-    exp_name: str = "crl_jax"  # name of the experiment, part of the run directory's name
-    seed: int = 1  # seed of all randomness
+class Args(envs.RunArgs):  # --seed, --resume and what else is not about the algorithm
+    # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
+    eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: native MuJoCo on a CPU, the benchmark's pipeline on an accelerator
-    runs_dir: str = "runs"  # folder in which the run's own directory is made
-    compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
 
+    # budget
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
@@ -53,6 +50,7 @@ class Args:
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
 
+    # algorithm
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
     batch_size: int = 256  # (state, action, goal) rows of an update; each has batch_size - 1 negatives
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
@@ -67,6 +65,7 @@ class Args:
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
 
+    # networks
     width: int = 256  # units of a hidden layer
     depth: int = 2  # hidden layers of the actor and of each encoder; with residual a multiple of 4
     repr_dim: int = 64  # size of the representations phi and psi
@@ -292,6 +291,10 @@ def crl_loss(params, batch, key, networks, args):
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+def make_networks(args, env):
+    return Networks(MLP(args, 2 * env.action_size), MLP(args, args.repr_dim), MLP(args, args.repr_dim))
+
+
 class RunnerState(NamedTuple):
     params: dict[str, Any]
     opt_state: optax.OptState
@@ -322,10 +325,10 @@ def make_schedule(args):
 
     for flag, choices in dict(energy=ENERGIES, contrastive_loss=CONTRASTIVE_LOSSES, activation=ACTIVATIONS).items():
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    for flag, value in vars(args).items():
-        if Args.__annotations__[flag] in (int, int | None) and value is not None:
-            lowest = {"seed": 0, "batch_size": 2}.get(flag, 1)
-            check(value >= lowest, flag, f"at least {lowest}")
+    for field in fields(args):
+        if isinstance(value := getattr(args, field.name), int) and field.type is not bool:
+            lowest = {"seed": 0, "batch_size": 2}.get(field.name, 1)
+            check(value >= lowest, field.name, f"at least {lowest}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
@@ -346,7 +349,41 @@ def make_schedule(args):
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
 
-def make_train(args, env=None, log=None):
+def policy(networks, runner, obs):
+    """The actor's output for observations (..., observation_size)."""
+    return networks.actor.apply(runner.params["actor"], obs)
+
+
+def act(networks, runner, obs):
+    """The deterministic policy: actions in [-1, 1], (..., action_dim), for observations (..., observation_size)."""
+    mean, _ = action_distribution(policy(networks, runner, obs))
+    return jnp.tanh(mean)
+
+
+def evaluate(env, policy, key, num_episodes, episode_length):
+    """Fresh episodes of `policy`, observations -> actions. What follows an early termination does not count."""
+
+    def step(carry, _):
+        env_state, running, steps_near, episode_return, final_dist = carry
+        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs))
+        steps_near += running * env_state.metrics["success"]
+        episode_return += running * env_state.reward
+        final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
+        return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
+
+    zeros = jnp.zeros(num_episodes)
+    env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
+    carry = (env_state, zeros + 1, zeros, zeros, zeros)
+    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
+    return {
+        "eval/success_rate": jnp.mean(steps_near > 0),
+        "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
+        "eval/final_dist": jnp.mean(final_dist),
+        "eval/episode_return": jnp.mean(episode_return),
+    }
+
+
+def make_train(args, env=None, eval_env=None, log=None):
     """Builds the two pure functions that are the whole training.
 
     `runner_state = init(key)` makes networks, environments and a buffer with its first transitions;
@@ -354,17 +391,18 @@ def make_train(args, env=None, log=None):
     (num_epochs,). Both can be jitted, and vmapped over seeds.
 
     Args:
-      env: a task of one's own, instead of the one that `args` names.
+      env, eval_env: tasks of one's own, instead of those that `args` names.
       log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
         `num_steps`, the steps that each environment has taken so far.
     """
     schedule = make_schedule(args)
     env = env or envs.make(args.env_id, args.backend)
+    eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
     episode_length = args.episode_length or env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
     goal_indices = jnp.array(env.goal_indices)
 
-    networks = Networks(MLP(args, 2 * env.action_size), MLP(args, args.repr_dim), MLP(args, args.repr_dim))
+    networks = make_networks(args, env)
     optimizer = optax.multi_transform(
         {"actor": optax.adam(args.actor_lr), "critic": optax.adam(args.critic_lr), "alpha": optax.adam(args.alpha_lr)},
         {"actor": "actor", "phi": "critic", "psi": "critic", "log_alpha": "alpha"},
@@ -372,10 +410,6 @@ def make_train(args, env=None, log=None):
 
     def split_obs(obs):
         return obs[..., : env.state_dim], obs[..., env.state_dim :]
-
-    def policy(runner, obs):
-        """The actor's output for observations (..., observation_size)."""
-        return networks.actor.apply(runner.params["actor"], *split_obs(obs))
 
     def init(key):
         key, eval_key, env_key, actor_key, phi_key, psi_key = jax.random.split(key, 6)
@@ -398,7 +432,7 @@ def make_train(args, env=None, log=None):
 
         def step(env_state, key):
             state, _ = split_obs(env_state.obs)
-            action, _ = sample_action(policy(runner, env_state.obs), key)
+            action, _ = sample_action(policy(networks, runner, env_state.obs), key)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_goal = env_state.info["next_obs"][:, goal_indices]
@@ -428,33 +462,11 @@ def make_train(args, env=None, log=None):
         runner = runner._replace(params=carry[0], opt_state=carry[1], key=key)
         return runner, jax.tree.map(jnp.mean, metrics)
 
-    def evaluate(runner, key):
-        """Fresh episodes with the deterministic policy. What follows an early termination does not count."""
-
-        def step(carry, _):
-            env_state, running, steps_near, episode_return, final_dist = carry
-            mean, _ = action_distribution(policy(runner, env_state.obs))
-            env_state = jax.vmap(env.step)(env_state, jnp.tanh(mean))
-            steps_near += running * env_state.metrics["success"]
-            episode_return += running * env_state.reward
-            final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-            return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
-
-        zeros = jnp.zeros(args.num_eval_envs)
-        env_state = jax.vmap(env.reset)(jax.random.split(key, args.num_eval_envs))
-        carry = (env_state, zeros + 1, zeros, zeros, zeros)
-        (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
-        return {
-            "eval/success_rate": jnp.mean(steps_near > 0),
-            "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
-            "eval/final_dist": jnp.mean(final_dist),
-            "eval/episode_return": jnp.mean(episode_return),
-        }
-
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
-        metrics = evaluate(runner, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics = evaluate(eval_env, partial(act, networks, runner), key, args.num_eval_envs, episode_length)
+        metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         if log is not None:
             envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics
@@ -469,23 +481,16 @@ def make_train(args, env=None, log=None):
 
 
 def main():
-    args = tyro.cli(Args)
-    if args.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
-    try:
+    args = envs.parse_args(Args)
+    with envs.mistakes_in_one_line():
         schedule = make_schedule(args)
         env = envs.make(args.env_id, args.backend)
-        run = envs.Run(args, env, schedule)
-        init, train = make_train(args, env, run.log)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-    @jax.jit
-    def training(key):
-        return train(init(key), schedule.num_epochs)
-
-    run.execute(training, jax.random.key(args.seed))
+        eval_env = envs.make_eval(env, args.eval_env_id)
+        if args.evaluate:
+            return envs.report(args, eval_env, evaluate)
+        run = envs.Run(args, env, eval_env, schedule)
+        init, train = make_train(args, env, eval_env, run.log)
+    run.execute(init, train, partial(act, make_networks(args, env)))
 
 
 if __name__ == "__main__":

@@ -21,30 +21,27 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347) and 2016 (arXiv 1506.02438, adva
 """
 
 import math
-import os
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jax.nn import softplus
 
 import envs
 
 
 @dataclass(frozen=True)
-class Args:
-    exp_name: str = "ppo_jax"  # name of the experiment, part of the run directory's name
-    seed: int = 1  # seed of all randomness
+class Args(envs.RunArgs):  # --seed, --resume and what else is not about the algorithm
+    # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
+    eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: native MuJoCo on a CPU, the benchmark's pipeline on an accelerator
-    runs_dir: str = "runs"  # folder in which the run's own directory is made
-    compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
 
+    # budget
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
@@ -52,6 +49,7 @@ class Args:
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
 
+    # algorithm
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     gamma: float = 0.97  # discount of rewards to come
     gae_lambda: float = 0.95  # λ of the advantages: 0 trusts the value function alone, 1 the rewards alone
@@ -64,6 +62,7 @@ class Args:
     learning_rate: float = 3e-4  # Adam's learning rate
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
+    # networks
     width: int = 256  # units of a hidden layer
     depth: int = 2  # hidden layers of the actor and of the critic; with residual a multiple of 4
     activation: str = "relu"  # nonlinearity of the hidden layers: relu or swish
@@ -235,10 +234,14 @@ def ppo_loss(params, batch, key, networks, args):
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+def make_networks(args, env):
+    return Networks(MLP(args, 2 * env.action_size), MLP(args, 1))
+
+
 class RunnerState(NamedTuple):
     params: dict[str, Any]
     opt_state: optax.OptState
-    statistics: Statistics  # with which the policy normalises what it sees
+    statistics: Statistics | None  # with which the policy normalises what it sees
     env_state: Any
     num_steps: jax.Array  # (): steps that each environment has taken so far
     key: jax.Array
@@ -265,10 +268,10 @@ def make_schedule(args):
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
 
     check(args.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
-    for flag, value in vars(args).items():
-        if Args.__annotations__[flag] in (int, int | None) and value is not None:
-            lowest = {"seed": 0}.get(flag, 1)
-            check(value >= lowest, flag, f"at least {lowest}")
+    for field in fields(args):
+        if isinstance(value := getattr(args, field.name), int) and field.type is not bool:
+            lowest = {"seed": 0}.get(field.name, 1)
+            check(value >= lowest, field.name, f"at least {lowest}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(0 <= args.gae_lambda <= 1, "gae_lambda", "must lie between 0 and 1")
     check(args.clip_eps > 0, "clip_eps", "must be positive")
@@ -287,7 +290,48 @@ def make_schedule(args):
     return Schedule(steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch))
 
 
-def make_train(args, env=None, log=None):
+def normalize(statistics, obs):
+    """Observations (..., observation_size) with mean 0 and variance 1, if there are statistics to know these by."""
+    if statistics is None:
+        return obs
+    return jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.variance + 1e-6), -10.0, 10.0)
+
+
+def policy(networks, runner, obs):
+    """The actor's output for observations (..., observation_size)."""
+    return networks.actor.apply(runner.params["actor"], normalize(runner.statistics, obs))
+
+
+def act(networks, runner, obs):
+    """The deterministic policy: actions in [-1, 1], (..., action_dim), for observations (..., observation_size)."""
+    mean, _ = action_distribution(policy(networks, runner, obs))
+    return jnp.tanh(mean)
+
+
+def evaluate(env, policy, key, num_episodes, episode_length):
+    """Fresh episodes of `policy`, observations -> actions. What follows an early termination does not count."""
+
+    def step(carry, _):
+        env_state, running, steps_near, episode_return, final_dist = carry
+        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs))
+        steps_near += running * env_state.metrics["success"]
+        episode_return += running * env_state.reward
+        final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
+        return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
+
+    zeros = jnp.zeros(num_episodes)
+    env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
+    carry = (env_state, zeros + 1, zeros, zeros, zeros)
+    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
+    return {
+        "eval/success_rate": jnp.mean(steps_near > 0),
+        "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
+        "eval/final_dist": jnp.mean(final_dist),
+        "eval/episode_return": jnp.mean(episode_return),
+    }
+
+
+def make_train(args, env=None, eval_env=None, log=None):
     """Builds the two pure functions that are the whole training.
 
     `runner_state = init(key)` makes networks and environments;
@@ -295,26 +339,18 @@ def make_train(args, env=None, log=None):
     (num_epochs,). Both can be jitted, and vmapped over seeds.
 
     Args:
-      env: a task of one's own, instead of the one that `args` names.
+      env, eval_env: tasks of one's own, instead of those that `args` names.
       log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
         `num_steps`, the steps that each environment has taken so far.
     """
     schedule = make_schedule(args)
     env = env or envs.make(args.env_id, args.backend, args.dense_reward)
+    eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
     episode_length = args.episode_length or env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
-    networks = Networks(MLP(args, 2 * env.action_size), MLP(args, 1))
+    networks = make_networks(args, env)
     optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(args.learning_rate))
-
-    def normalize(statistics, obs):
-        if not args.normalize_observations:
-            return obs
-        return jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.variance + 1e-6), -10.0, 10.0)
-
-    def policy(runner, obs):
-        """The actor's output for observations (..., observation_size)."""
-        return networks.actor.apply(runner.params["actor"], normalize(runner.statistics, obs))
 
     def init(key):
         key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)
@@ -322,6 +358,7 @@ def make_train(args, env=None, log=None):
         obs = env_state.obs[0]
         params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
         statistics = Statistics(jnp.zeros(()), jnp.zeros_like(obs), jnp.ones_like(obs))
+        statistics = statistics if args.normalize_observations else None
         return RunnerState(params, optimizer.init(params), statistics, env_state, jnp.int32(0), key, eval_key)
 
     def unroll(runner):
@@ -329,7 +366,7 @@ def make_train(args, env=None, log=None):
 
         def step(env_state, key):
             obs = env_state.obs
-            actor_out = policy(runner, obs)
+            actor_out = policy(networks, runner, obs)
             u = sample_u(actor_out, key)
             env_state = train_env.step(env_state, jnp.tanh(u))
             terminated = env_state.done - env_state.info["truncation"]
@@ -375,37 +412,16 @@ def make_train(args, env=None, log=None):
         key, update_key = jax.random.split(runner.key)
         keys = jax.random.split(update_key, args.update_epochs)
         (params, opt_state), metrics = jax.lax.scan(update_epoch, (runner.params, runner.opt_state), keys)
-        statistics = update_statistics(runner.statistics, transitions.obs)
-        runner = runner._replace(params=params, opt_state=opt_state, statistics=statistics, key=key)
+        runner = runner._replace(params=params, opt_state=opt_state, key=key)
+        if args.normalize_observations:
+            runner = runner._replace(statistics=update_statistics(runner.statistics, transitions.obs))
         return runner, jax.tree.map(jnp.mean, metrics)
-
-    def evaluate(runner, key):
-        """Fresh episodes with the deterministic policy. What follows an early termination does not count."""
-
-        def step(carry, _):
-            env_state, running, steps_near, episode_return, final_dist = carry
-            mean, _ = action_distribution(policy(runner, env_state.obs))
-            env_state = jax.vmap(env.step)(env_state, jnp.tanh(mean))
-            steps_near += running * env_state.metrics["success"]
-            episode_return += running * env_state.reward
-            final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-            return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
-
-        zeros = jnp.zeros(args.num_eval_envs)
-        env_state = jax.vmap(env.reset)(jax.random.split(key, args.num_eval_envs))
-        carry = (env_state, zeros + 1, zeros, zeros, zeros)
-        (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
-        return {
-            "eval/success_rate": jnp.mean(steps_near > 0),
-            "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
-            "eval/final_dist": jnp.mean(final_dist),
-            "eval/episode_return": jnp.mean(episode_return),
-        }
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
-        metrics = evaluate(runner, key) | {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics = evaluate(eval_env, partial(act, networks, runner), key, args.num_eval_envs, episode_length)
+        metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         if log is not None:
             envs.stream(log, {"num_steps": runner.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics
@@ -420,23 +436,16 @@ def make_train(args, env=None, log=None):
 
 
 def main():
-    args = tyro.cli(Args)
-    if args.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
-    try:
+    args = envs.parse_args(Args)
+    with envs.mistakes_in_one_line():
         schedule = make_schedule(args)
         env = envs.make(args.env_id, args.backend, args.dense_reward)
-        run = envs.Run(args, env, schedule)
-        init, train = make_train(args, env, run.log)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-    @jax.jit
-    def training(key):
-        return train(init(key), schedule.num_epochs)
-
-    run.execute(training, jax.random.key(args.seed))
+        eval_env = envs.make_eval(env, args.eval_env_id)
+        if args.evaluate:
+            return envs.report(args, eval_env, evaluate)
+        run = envs.Run(args, env, eval_env, schedule)
+        init, train = make_train(args, env, eval_env, run.log)
+    run.execute(init, train, partial(act, make_networks(args, env)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
-`make` builds one task, `wrap` a batch of it that resets itself, `ENV_IDS` lists them all, `stream` hands numbers
-from compiled code to Python, and `Run` logs them.
+`make` builds one task, `make_eval` another that its policies can be evaluated on, `wrap` a batch that resets itself;
+`ENV_IDS` lists them all. The rest is what of a script is not the algorithm: `parse_args` reads its flags, `Run` logs
+and keeps a training, `report` evaluates what was learnt, and `stream` hands numbers from compiled code to Python.
 """
 
 import contextlib
@@ -17,12 +18,13 @@ from envs.ant import Ant, AntBall, AntBallMaze, AntMaze, AntPush
 from envs.arm import ArmBinpick, ArmBinpickHand, ArmBinpickHard, ArmGrasp, ArmPush, ArmPushHard, ArmReach
 from envs.base import BACKENDS, GoalEnv
 from envs.cheetah import Cheetah
+from envs.cli import RunArgs, mistakes_in_one_line, parse_args
 from envs.host_call import stream
 from envs.humanoid import Humanoid, HumanoidMaze
 from envs.point import PointMaze
 from envs.pusher import Pusher, Pusher2, PusherReacher
 from envs.reacher import Reacher
-from envs.run import Run
+from envs.run import Run, report
 from envs.wrappers import BatchedEnv
 
 _MAZES = {  # the end of an id, and the layout's name
@@ -86,9 +88,45 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
     return task(backend, dense_reward, **options | kwargs)
 
 
+def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
+    """The task `env_id` for policies that were trained on `env`; None is `env` itself.
+
+    Raises:
+      ValueError: unknown id, or its states, goals or actions are others than those of `env`.
+    """
+    if env_id is None:
+        return env
+    other = make(env_id, env.backend, env.dense_reward)
+
+    def interface(env):
+        return env.state_dim, env.goal_indices, env.action_size
+
+    if interface(other) != interface(env):
+        fitting = [
+            name for name, (task, _) in _TASKS.items() if (task.state_dim, task.goal_indices) == interface(env)[:2]
+        ]
+        raise ValueError(
+            f"--eval-env-id {env_id}: has other states, goals or actions; choose one of {', '.join(fitting)}"
+        )
+    return other
+
+
 def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> BatchedEnv:
     """`num_envs` copies of `env` that reset themselves after `episode_length` steps or when they terminate."""
     return BatchedEnv(env, num_envs, episode_length)
 
 
-__all__ = ["BACKENDS", "ENV_IDS", "GoalEnv", "Run", "make", "stream", "wrap"]
+__all__ = [
+    "BACKENDS",
+    "ENV_IDS",
+    "GoalEnv",
+    "Run",
+    "RunArgs",
+    "make",
+    "make_eval",
+    "mistakes_in_one_line",
+    "parse_args",
+    "report",
+    "stream",
+    "wrap",
+]

@@ -1,25 +1,42 @@
-"""Pictures and films of the tasks, without a display.
+"""Pictures and films of tasks and policies, without a display."""
 
-python -m envs.render --env-id ant_u_maze --film ant_u_maze.gif   # an episode of random actions
-python -m envs.render --env-id ant_u_maze --picture ant_u_maze.png
-python -m envs.render --gallery gallery.png                       # all tasks
-"""
-
-import argparse
+import base64
+import copy
 import ctypes.util
+import html
 import math
 import os
 import platform
-import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 from PIL import Image, ImageDraw
 
 import envs
+from envs.base import GoalEnv
 
 _TITLE_HEIGHT = 24  # pixels
+_FILM_COLUMNS = 3
+_REACHED = (40, 170, 70)  # frame around an episode from its first success on
+_PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+  img {{ width: 100% }}
+  td {{ padding: 0 1.5rem 0 0 }}
+  .reached {{ color: rgb{reached} }}
+</style>
+<h1>{title}</h1>
+<p>Episodes of the learned policy, each with its own start and goal;
+<b class="reached">framed</b> from the first time that it is within the goal's threshold.</p>
+<img src="data:image/gif;base64,{gif}" alt="{title}">
+<table>{rows}</table>
+"""
 
 
 def _make_renderer(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer:
@@ -32,33 +49,37 @@ def _make_renderer(model: mujoco.MjModel, width: int, height: int) -> mujoco.Ren
         elif ctypes.util.find_library("OSMesa"):
             from mujoco.osmesa import GLContext
         else:
-            raise RuntimeError("pictures need EGL or OSMesa: apt install libegl1 libgl1, or libosmesa6")
+            raise OSError("pictures need EGL or OSMesa: apt install libegl1 libgl1, or libosmesa6")
         gl_context.GLContext = GLContext
     return mujoco.Renderer(model, height, width)
 
 
-def _make_camera(env: envs.GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np.ndarray) -> mujoco.MjvCamera:
+def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np.ndarray) -> mujoco.MjvCamera:
     """A camera at rest that sees agent, goal and walls in all of the joint positions `q`."""
     solid = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
-    radius = model.geom_rbound[solid][:, None]
+    middle, half = np.split(model.geom_aabb[solid], 2, axis=1)  # each geom's box, in its own frame
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
     for data.qpos[:] in q:
         mujoco.mj_kinematics(model, data)
-        low = np.minimum(low, (data.geom_xpos[solid] - radius).min(0))
-        high = np.maximum(high, (data.geom_xpos[solid] + radius).max(0))
+        rotation = data.geom_xmat[solid].reshape(-1, 3, 3)
+        center = data.geom_xpos[solid] + np.einsum("nij,nj->ni", rotation, middle)
+        reach = np.einsum("nij,nj->ni", np.abs(rotation), half)
+        low = np.minimum(low, (center - reach).min(0))
+        high = np.maximum(high, (center + reach).max(0))
     camera = mujoco.MjvCamera()
     camera.lookat, (camera.azimuth, camera.elevation) = (low + high) / 2, env.view
     camera.distance = 0.42 * np.linalg.norm(high - low) / math.tan(math.radians(model.vis.global_.fovy / 2))
     return camera
 
 
-def draw(env: envs.GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
+def draw(env: GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
     """Pictures of a rollout: (time, height, width, 3) uint8, of joint positions `state.pipeline_state.q`, (time, nq).
 
     Raises:
-      RuntimeError: there is neither EGL nor OSMesa.
+      OSError: there is neither EGL nor OSMesa.
     """
-    model = env.sys.mj_model
+    model = copy.copy(env.sys.mj_model)
+    model.vis.quality.offsamples, model.vis.quality.shadowsize = 2, 1024  # in half the time, and nobody sees it
     data = mujoco.MjData(model)
     q = np.asarray(q)
     with _make_renderer(model, width, height) as renderer:
@@ -71,13 +92,73 @@ def draw(env: envs.GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) 
     return np.stack(pictures)
 
 
+def check_opengl():
+    """Raises OSError, which says what to install, if pictures cannot be drawn here."""
+    try:
+        _make_renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).close()
+    except OSError:
+        raise
+    except Exception as error:  # whatever the driver's bindings raise
+        raise OSError(f"pictures need a working EGL or OSMesa, see MUJOCO_GL: {error}") from error
+
+
 def save_film(path: str, pictures: np.ndarray, frames_per_second: float):
     """Writes pictures, (time, height, width, 3), as an animated GIF."""
     first, *rest = (Image.fromarray(picture) for picture in pictures)
     first.save(path, save_all=True, append_images=rest, duration=1000 / frames_per_second, loop=0)
 
 
-def random_rollout(env: envs.GoalEnv, key: jax.Array, length: int) -> np.ndarray:
+def film_policy(
+    env: GoalEnv,
+    policy: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    episode_length: int,
+    num_episodes: int = 6,
+    num_pictures: int = 120,
+    width: int = 320,
+    height: int = 240,
+) -> np.ndarray:
+    """Episodes side by side, 3 in a row, as a film of at most `num_pictures` pictures, (time, height, width, 3) uint8.
+
+    It ends soon after the last episode came near its goal, or with the episodes.
+
+    Args:
+      policy: observations (num_episodes, observation_size) -> actions.
+    """
+
+    def step(carry, _):
+        state, reached = carry
+        reached = jnp.maximum(reached, state.metrics["success"])
+        shown = state.pipeline_state.q, reached
+        return (jax.vmap(env.step)(state, policy(state.obs)), reached), shown
+
+    @jax.jit
+    def rollout(key):
+        state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
+        return jax.lax.scan(step, (state, jnp.zeros(num_episodes)), length=episode_length)[1]
+
+    q, reached = map(np.asarray, rollout(key))
+    if reached[-1].all():  # the rest shows nothing new
+        q, reached = (x[: reached.all(1).argmax() * 3 // 2 + 20] for x in (q, reached))
+    stride = math.ceil(len(q) / num_pictures)
+    q, reached = q[::stride], reached[::stride]
+    pictures = draw(env, q.reshape(-1, q.shape[-1]), width, height).reshape(*q.shape[:2], height, width, 3)
+    frame = np.ones((height, width), bool)
+    frame[6:-6, 6:-6] = False
+    framed = (reached[..., None, None] > 0) & frame
+    pictures = np.where(framed[..., None], np.array(_REACHED, np.uint8), pictures)
+    rows = pictures.reshape(len(q), -1, _FILM_COLUMNS, height, width, 3).swapaxes(2, 3)
+    return rows.reshape(len(q), -1, _FILM_COLUMNS * width, 3)
+
+
+def save_page(path: str, film: str, title: str, facts: dict):
+    """Writes a web page with the film in it, which needs nothing else, and `facts` as a table."""
+    rows = "".join(f"<tr><td>{html.escape(str(x))}<td>{html.escape(str(y))}" for x, y in facts.items())
+    gif = base64.b64encode(Path(film).read_bytes()).decode()
+    Path(path).write_text(_PAGE.format(title=html.escape(title), gif=gif, rows=rows, reached=_REACHED))
+
+
+def random_rollout(env: GoalEnv, key: jax.Array, length: int) -> np.ndarray:
     """Joint positions under random actions, (length, nq)."""
 
     def step(state, key):
@@ -99,33 +180,3 @@ def gallery(columns: int = 6, width: int = 280, height: int = 210) -> Image.Imag
         ImageDraw.Draw(sheet).text((x + 4, y + 3), env_id, "black", font_size=16)
         sheet.paste(Image.fromarray(draw(env, q[None], width, height)[0]), (x, y + _TITLE_HEIGHT))
     return sheet.quantize(256)  # a third of the size
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env-id", default="reacher", help="task to show")
-    parser.add_argument("--seed", type=int, default=0, help="of the start, the goal and the actions")
-    parser.add_argument("--steps", type=int, default=200, help="length of the film, control steps")
-    parser.add_argument("--film", metavar="GIF", help="write an episode of random actions")
-    parser.add_argument("--picture", metavar="PNG", help="write a picture of the start")
-    parser.add_argument("--gallery", metavar="PNG", help="write one picture of all tasks")
-    args = parser.parse_args()
-    if not (args.film or args.picture or args.gallery):
-        parser.error("nothing to do: give --film, --picture or --gallery")
-    try:
-        if args.gallery:
-            gallery().save(args.gallery)
-        if args.film or args.picture:
-            env = envs.make(args.env_id, backend="mujoco")
-            q = random_rollout(env, jax.random.key(args.seed), args.steps if args.film else 1)
-        if args.picture:
-            Image.fromarray(draw(env, q[:1])[0]).save(args.picture)
-        if args.film:
-            save_film(args.film, draw(env, q), 1 / float(env.dt))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

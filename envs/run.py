@@ -1,12 +1,30 @@
-"""A run as its user sees it: its directory, its log on the terminal and in TensorBoard, and Ctrl-C."""
+"""A run as its user sees it: directory, terminal, TensorBoard, checkpoints, film, and what ends it."""
 
+import json
+import math
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from scipy.stats import binomtest
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams
+
+from envs import checkpoint, render
+from envs.base import GoalEnv
+from envs.cli import mistakes_in_one_line, script_of
 
 _START = time.time()
 _COLUMNS = {  # on the terminal: title, width, precision
@@ -14,62 +32,265 @@ _COLUMNS = {  # on the terminal: title, width, precision
     "eval/time_near_goal": ("time near goal", 15, ".3f"),
     "eval/final_dist": ("final dist", 11, ".3f"),
 }
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _size(num_bytes: float) -> str:
+    power = min(int(math.log10(max(num_bytes, 1)) // 3), 3)
+    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+class _Ended(BaseException):
+    """Raised in the main thread by a signal, its number the argument."""
 
 
 class Run:
-    """One training: makes its directory and says so, logs each epoch, and ends within seconds of a Ctrl-C.
+    """One training: logs each epoch, writes checkpoints, goes on where an interrupted run stopped.
+
+    Its directory has `args.json`, TensorBoard's files, `checkpoints/`, `policy.jax` (`checkpoint.export_policy`) and,
+    with `--capture-video`, `film.gif` and `film.html`. With several seeds each has a folder `seed_N` in it, with its
+    curves and its policy; the curves of the run itself are then means over seeds.
 
     Args:
-      args: the script's flags, of which `runs_dir`, `env_id`, `exp_name` and `seed` name the directory.
-      env: the task.
+      args: the script's flags.
+      env, eval_env: the tasks that are trained on and evaluated.
       schedule: of the training, with `num_epochs`, `steps_per_iteration` and so on.
+
+    Raises:
+      ValueError, OSError: wandb or OpenGL are asked for and not there.
     """
 
-    def __init__(self, args, env, schedule):
-        self.args, self.schedule = args, schedule
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(_START)}"
-        self.directory = os.path.join(args.runs_dir, name)
-        self._writer = SummaryWriter(self.directory, flush_secs=1)
-        self._last_time, self._last_steps = _START, 0
-        flags = vars(args) | {"backend": env.backend}
-        self._writer.add_text("hyperparameters", "\n".join(f"    {name}: {value}" for name, value in flags.items()))
-        print(
-            f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}\n"
-            f"{schedule.total_timesteps:,} environment steps, {schedule.updates_per_iteration} updates after each "
-            f"{schedule.steps_per_iteration:,}, {schedule.num_epochs} evaluations; logs in {self.directory}\n"
-            f"{'steps':>13} {'seconds':>8} {'steps/s':>8}"
-            + "".join(f" {title:>{width}}" for title, width, _ in _COLUMNS.values()),
-            flush=True,
+    def __init__(self, args, env: GoalEnv, eval_env: GoalEnv, schedule):
+        self.args, self.env, self.eval_env, self.schedule = args, env, eval_env, schedule
+        self.directory = (
+            Path(args.runs_dir) / f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
         )
+        if args.resume:
+            self.directory = Path(args.resume)
+        if args.capture_video:
+            render.check_opengl()
+        if args.track:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError("--track: wandb is not installed; pip install wandb") from error
+            name = self.directory.name
+            wandb.init(id=name, name=name, config=vars(args), sync_tensorboard=True, resume="allow")
+        self._folders = [self.directory]
+        if args.num_seeds > 1:
+            self._folders += [self.directory / f"seed_{args.seed + i}" for i in range(args.num_seeds)]
+        self._writers: list[SummaryWriter] = []
+        self._saving = threading.Lock()
+        self._epoch, self._steps, self._means = 0, 0, {}
+        self._zero = _START  # when a run that was never interrupted would have started
+        self._ended: tuple[str, int] | None = None
 
-    def log(self, metrics):
-        """At the end of an epoch, while the training goes on: `num_steps` of each environment, and what to log."""
-        now, steps = time.time(), int(metrics.pop("num_steps")) * self.args.num_envs
-        updates = self.schedule.iterations_per_epoch * self.schedule.updates_per_iteration
-        seconds = now - self._last_time
-        metrics["charts/SPS"] = (steps - self._last_steps) / seconds
-        metrics["charts/updates_per_second"] = updates / seconds
-        self._last_time, self._last_steps = now, steps
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, steps)
-        print(
-            f"{steps:>13,} {now - _START:>8.1f} {metrics['charts/SPS']:>8,.0f}"
-            + "".join(f" {metrics[name]:>{width}{precision}}" for name, (_, width, precision) in _COLUMNS.items()),
-            flush=True,
-        )
+    # ---- the training -----------------------------------------------------------------------------------------------
 
-    def execute(self, function, *inputs):
-        """Calls the jitted `function`; ends the process with exit code 130 on Ctrl-C, 1 if the computation fails."""
-        # In a thread of its own, so that Ctrl-C is heard while XLA compiles or computes.
-        future = ThreadPoolExecutor().submit(lambda: jax.block_until_ready(function(*inputs)))
+    def execute(self, init: Callable, train: Callable, act: Callable):
+        """Trains, and ends the process within seconds of a signal.
+
+        Args:
+          init, train: from `make_train`.
+          act: `act(runner_state, obs)`, the deterministic policy.
+        """
+        key = jax.random.key(self.args.seed)
+        if self.args.num_seeds > 1:
+            key = jax.vmap(jax.random.key)(self.args.seed + jnp.arange(self.args.num_seeds))
+            init, train = jax.vmap(init), lambda runner, length: jax.vmap(partial(train, num_epochs=length))(runner)
+        with mistakes_in_one_line():
+            shapes = jax.eval_shape(init, key)
+            runner = self._restore(shapes) if self.args.resume else None
+            self._open(shapes)
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
+        # In a thread of its own, so that signals are heard while XLA compiles or computes.
+        future = ThreadPoolExecutor().submit(self._train, init, train, act, key, runner)
         problem, code = "", 0
         try:
             future.result()
-        except KeyboardInterrupt:
-            problem, code = f"interrupted; what was logged so far is in {self.directory}", 130
-        except jax.errors.JaxRuntimeError as error:
+        except _Ended as ended:
+            problem, code = f"ended by {signal.Signals(ended.args[0]).name}", 128 + ended.args[0]
+        except (jax.errors.JaxRuntimeError, OSError) as error:
             problem, code = f"error: {error}", 1
-        self._writer.close()
         if problem:
-            print(problem, file=sys.stderr)
-            os._exit(code)  # the thread may compute on for hours
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
+            with self._saving:
+                for writer in self._writers:
+                    writer.close()
+                saved = any((self.directory / "checkpoints").glob("epoch_*[0-9]"))
+                again = f"python {script_of(type(self.args))}.py --resume {self.directory}"
+                rest = f"to go on: {again}" if saved else f"logs, but no checkpoint yet, in {self.directory}"
+                print(f"{problem}; {rest}", file=sys.stderr, flush=True)
+                os._exit(code)  # the thread may compute on for hours
+
+    def _on_signal(self, number, frame):
+        raise _Ended(number)
+
+    def _train(self, init, train, act, key, runner):
+        if runner is None:
+            runner = jax.jit(init)(key)
+        train = jax.jit(train, static_argnums=1, donate_argnums=0)
+        programs = {}
+        epoch = self._epoch
+        while epoch < self.schedule.num_epochs:
+            # The scan pauses for checkpoints only.
+            length = self.args.checkpoint_every - epoch % self.args.checkpoint_every
+            length = min(length, self.schedule.num_epochs - epoch)
+            if length not in programs:
+                programs[length] = train.lower(runner, length).compile()
+                self._began = self._last_time = time.time()
+            runner, _ = jax.block_until_ready(programs[length](runner))
+            jax.effects_barrier()
+            epoch += length
+            with self._saving:
+                self._save(runner, act)
+        self._finish()
+
+    # ---- disk -------------------------------------------------------------------------------------------------------
+
+    def _restore(self, shapes):
+        runner, info = checkpoint.restore(self.directory / "checkpoints", shapes)
+        flags = json.loads((self.directory / "args.json").read_text())["flags"]
+        for name, value in info["flags"].items():
+            if value != flags[name]:
+                raise ValueError(f"{self.directory}/args.json has {name} {flags[name]}, and its checkpoint {value}")
+        self._epoch, self._steps, self._means = info["epoch"], info["steps"], info["means"]
+        self._zero = _START - info["seconds"]
+        return runner
+
+    def _open(self, shapes):
+        """Makes the directory, or opens it again, and says what is going to happen."""
+        args, schedule = self.args, self.schedule
+        flags = vars(args) | {"resume": None, "evaluate": None}
+        for folder in self._folders:
+            folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        for i, folder in enumerate(self._folders):
+            own = flags | ({"seed": args.seed + i - 1, "num_seeds": 1} if i else {})
+            if not args.resume:
+                stored = {"script": script_of(type(args)), "flags": own}
+                (folder / "args.json").write_text(json.dumps(stored, indent=1))
+            # What a killed run logged after its last checkpoint is going to be logged again.
+            purge_step = self._steps + 1 if args.resume else None
+            self._writers.append(SummaryWriter(str(folder), flush_secs=1, purge_step=purge_step))
+        self._flags = flags | {"backend": self.env.backend}
+        rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
+        self._writers[0].add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}")
+
+        num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.params)) // args.num_seeds
+        ratio = schedule.updates_per_iteration / schedule.steps_per_iteration
+        buffer = f", {_size(_num_bytes(shapes.buffer))} of it for the buffer" if hasattr(shapes, "buffer") else ""
+        lines = [
+            f"{args.env_id} on {self.env.backend} physics, learning on {jax.devices()[0]}",
+            f"{schedule.total_timesteps:,} environment steps in {schedule.num_epochs} epochs, "
+            f"{ratio:.3g} updates a step of {num_params:,} parameters, {_size(_num_bytes(shapes))} of memory{buffer}",
+            f"{'going on after epoch ' + str(self._epoch) + ' of' if args.resume else 'written to'} {self.directory}",
+        ]
+        if args.num_seeds > 1:
+            lines.append(f"{args.num_seeds} seeds at once; below, their means")
+        header = f"{'epoch':>7} {'steps':>13} {'steps/s':>8}"
+        header += "".join(f" {title:>{width}}" for title, width, _ in _COLUMNS.values())
+        print("\n".join([*lines, f"{header} {'elapsed':>8} {'left':>8}"]), flush=True)
+
+    def _save(self, runner, act):
+        seconds = time.time() - self._zero
+        info = dict(epoch=self._epoch, steps=self._steps, seconds=seconds, means=self._means)
+        info["flags"] = vars(self.args) | {"resume": None, "evaluate": None}
+        folder = self.directory / "checkpoints"
+        size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
+        light = runner._replace(**{name: None for name in ("env_state", "buffer") if hasattr(runner, name)})
+        for i, folder in enumerate(self._folders[1:] or self._folders):
+            one = jax.tree.map(lambda x: x[i], light) if self.args.num_seeds > 1 else light
+            checkpoint.export_policy(folder / "policy.jax", partial(act, one), self.env.observation_size)
+        print(f"{'':>7} checkpoint of epoch {self._epoch}: {_size(size)}", flush=True)
+
+    # ---- log --------------------------------------------------------------------------------------------------------
+
+    def log(self, metrics: dict[str, np.ndarray]):
+        """At the end of an epoch, while the training goes on: `num_steps` of each environment, and what to log.
+
+        With several seeds each value is an array, (num_seeds,).
+        """
+        args, schedule = self.args, self.schedule
+        now, steps = time.time(), int(np.max(metrics.pop("num_steps"))) * args.num_envs
+        updates = schedule.iterations_per_epoch * schedule.updates_per_iteration
+        speed = args.num_seeds / (now - self._last_time)
+        means = {name: float(np.mean(value)) for name, value in metrics.items()}
+        means |= {"charts/SPS": speed * (steps - self._steps), "charts/updates_per_second": speed * updates}
+        for name, value in means.items():
+            self._writers[0].add_scalar(name, value, steps)
+        for i, writer in enumerate(self._writers[1:]):
+            for name, value in metrics.items():
+                writer.add_scalar(name, value[i], steps)
+        self._epoch, self._steps, self._means = self._epoch + 1, steps, means
+        left = (schedule.num_epochs - self._epoch) * (now - self._last_time)
+        self._last_time = now
+        line = f"{self._epoch:>3}/{schedule.num_epochs:<3} {steps:>13,} {means['charts/SPS']:>8,.0f}"
+        line += "".join(f" {means[name]:>{width}{precision}}" for name, (_, width, precision) in _COLUMNS.items())
+        print(f"{line} {_clock(now - self._zero):>8} {_clock(left):>8}", flush=True)
+
+    def _finish(self):
+        """Hyperparameters beside final results, the film, and where everything is."""
+        results = {name: value for name, value in self._means.items() if name.startswith("eval/")}
+        texts = {
+            name: value if isinstance(value, int | float | str) else str(value) for name, value in self._flags.items()
+        }
+        for summary in hparams(texts, results):
+            self._writers[0].file_writer.add_summary(summary)
+        if self.args.capture_video:
+            policy = checkpoint.load_policy(self._folders[-1] / "policy.jax")
+            path = film(self.args, self.eval_env, policy, self.directory / "film", results)
+            self._add_film(path)
+        for writer in self._writers:
+            writer.close()
+        print(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {self._folders[-1]}", flush=True)
+
+    def _add_film(self, path: Path):
+        with Image.open(path) as picture:
+            width, height = picture.size
+        image = Summary.Image(encoded_image_string=path.read_bytes(), width=width, height=height, colorspace=3)
+        self._writers[0].file_writer.add_summary(Summary(value=[Summary.Value(tag="film", image=image)]), self._steps)
+
+
+def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Path:
+    """Films the policy into `path`.gif, with a page around it, `path`.html; returns the film's path."""
+    length = args.episode_length or env.episode_length
+    pictures = render.film_policy(env, policy, jax.random.key(args.seed), length)
+    gif, page = path.with_suffix(".gif"), path.with_suffix(".html")
+    render.save_film(gif, pictures, frames_per_second=20)
+    render.save_page(page, gif, f"{script_of(type(args))} on {args.eval_env_id or args.env_id}", results | vars(args))
+    print(f"film: {gif} and {page}", flush=True)
+    return gif
+
+
+def report(args, env: GoalEnv, evaluate: Callable):
+    """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, and a film."""
+    directory = Path(args.evaluate)
+    with mistakes_in_one_line():
+        policy = checkpoint.load_policy(directory / "policy.jax")
+    num_episodes, length = args.num_eval_envs, args.episode_length or env.episode_length
+    results = jax.jit(lambda key: evaluate(env, policy, key, num_episodes, length))(jax.random.key(args.seed))
+    results = {name: float(value) for name, value in results.items()}
+    rate = results["eval/success_rate"]
+    interval = binomtest(round(rate * num_episodes), num_episodes).proportion_ci(method="wilson")
+    print(f"{args.eval_env_id or args.env_id}, {num_episodes} episodes, seed {args.seed}")
+    print(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
+    for name in ("eval/time_near_goal", "eval/final_dist", "eval/episode_return"):
+        print(f"{name} {results[name]:.3f}")
+    try:
+        render.check_opengl()
+    except OSError as error:
+        print(f"no film: {error}", file=sys.stderr)
+    else:
+        film(args, env, policy, directory / f"film_{args.eval_env_id or args.env_id}_{args.seed}", results)

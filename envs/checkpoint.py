@@ -1,0 +1,102 @@
+"""Checkpoints of a whole training, and policies that stand alone. Nothing that is read here can execute code."""
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+_CHECKSUMS = "checksums.json"
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _CHECKSUMS]
+
+
+def _finished(folder: Path) -> list[Path]:
+    """All checkpoints in `folder`, the oldest first."""
+    return sorted(path for path in folder.glob("epoch_*") if path.suffix == "")
+
+
+def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
+    """Writes `state`, any pytree of arrays, and `info`, for JSON, as the checkpoint of `epoch`; returns its bytes.
+
+    It appears in `folder` at once and whole, or not at all; then all but the newest `keep` are deleted.
+    """
+    target = folder.absolute() / f"epoch_{epoch:06d}"
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed here
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(partial / "state", state)
+    (partial / "info.json").write_text(json.dumps(info))
+    # What orbax reads back is not always what it wrote: it does not see a flipped bit in a compressed array.
+    checksums = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
+    (partial / _CHECKSUMS).write_text(json.dumps(checksums))
+    size = sum(path.stat().st_size for path in _files(partial))
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for old in _finished(folder)[:-keep]:
+        shutil.rmtree(old)
+    return size
+
+
+def restore(folder: Path, state: Any) -> tuple[Any, dict]:
+    """The newest checkpoint in `folder`: its state, shaped like the `jax.ShapeDtypeStruct`s of `state`, and its info.
+
+    Raises:
+      ValueError: there is none, it is damaged, or its arrays have other names, shapes or types.
+    """
+    finished = _finished(folder)
+    if not finished:
+        raise ValueError(f"{folder} holds no checkpoint yet: start the run anew")
+    newest = finished[-1].absolute()
+    try:
+        intact = json.loads((newest / _CHECKSUMS).read_text()) == {
+            str(path.relative_to(newest)): _checksum(path) for path in _files(newest)
+        }
+    except (OSError, ValueError):
+        intact = False
+    if not intact:
+        raise ValueError(f"the checkpoint {newest} is damaged; delete it to go on from the one before, if there is one")
+    info = json.loads((newest / "info.json").read_text())
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(newest / "state", state), info
+
+
+def export_policy(path: Path, policy: Callable[[jax.Array], jax.Array], observation_size: int):
+    """Writes a function of observations, (batch, observation_size), with its parameters, as StableHLO.
+
+    `jax.export.deserialize(path.read_bytes()).call` is that function again, without the code that defined it.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+    observations = jax.ShapeDtypeStruct((batch, observation_size), "float32")
+    exported = jax.export.export(jax.jit(policy), platforms=("cpu", "cuda", "tpu"))(observations)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(exported.serialize())
+    partial.rename(path)
+
+
+def load_policy(path: Path) -> Callable[[jax.Array], jax.Array]:
+    """The function that `export_policy` wrote.
+
+    Raises:
+      ValueError: there is no such file, or it holds no policy.
+    """
+    try:
+        return jax.export.deserialize(path.read_bytes()).call
+    except OSError as error:
+        raise ValueError(f"{path} is not there: the run has not come to its first checkpoint") from error
+    except Exception as error:  # whatever flatbuffers and XLA raise for bytes that are none of theirs
+        raise ValueError(f"{path} is damaged") from error

@@ -1,0 +1,114 @@
+"""The command line of the scripts: grouped help, the flags of an earlier run, and mistakes told in one line."""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import jax
+import tyro
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """The flags that are not about the algorithm, the same for all scripts."""
+
+    # run
+    seed: int = 1  # seed of all randomness
+    num_seeds: int = 1  # trainings at once, with the seeds from `seed` on
+    exp_name: str | None = None  # name of the experiment, part of the run directory's name; None: the script's
+    runs_dir: str = "runs"  # folder in which the run's own directory is made
+    checkpoint_every: int = 5  # epochs between two checkpoints; the end of the run has one too
+    keep_checkpoints: int = 1  # newest checkpoints that stay on disk
+    capture_video: bool = False  # film the learned policy at the end: film.gif, film.html
+    track: bool = False  # mirror the log to Weights & Biases
+    compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
+
+    # earlier
+    resume: str | None = None  # directory of an interrupted run: go on with it, with its flags
+    evaluate: str | None = None  # directory of a run: evaluate and film its policy, on --eval-env-id if given
+
+
+def script_of(flags_class: type) -> str:
+    """Name of the script that defines the flags, e.g. crl_jax."""
+    return Path(inspect.getfile(flags_class)).stem
+
+
+def _parse(flags_class: type[T]) -> T:
+    """`tyro.cli`, with the groups of `--help` taken from the comments between the fields of the class."""
+    fields = {field.name: field for field in dataclasses.fields(flags_class)}
+    groups: dict[str, list] = {}
+    for line in "".join(map(inspect.getsource, (flags_class, RunArgs))).splitlines():
+        if title := re.fullmatch(r"    # (.*)", line):
+            group = groups.setdefault(title[1], [])
+        elif flag := re.fullmatch(r"    (\w+): .*?  # (.*)", line):
+            field = fields[flag[1]]
+            kind = Annotated[field.type, tyro.conf.arg(help=flag[2])]
+            group.append((field.name, kind, dataclasses.field(default=field.default)))
+    parts = {title: dataclasses.make_dataclass(title, group) for title, group in groups.items()}
+    nested = dataclasses.make_dataclass(
+        "Flags", [(title, part, dataclasses.field(default_factory=part)) for title, part in parts.items()]
+    )
+    description = inspect.getdoc(sys.modules[flags_class.__module__]).splitlines()[0]
+    parsed = tyro.cli(nested, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return flags_class(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
+
+
+def _flags_of_run(directory: str, flags_class: type[T]) -> T:
+    """The flags with which a run was started."""
+    try:
+        stored = json.loads((Path(directory) / "args.json").read_text())
+        script, flags = stored["script"], stored["flags"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{directory} is not the directory of a run: no readable args.json in it") from error
+    if script != script_of(flags_class):
+        raise ValueError(f"{directory} is a run of {script}.py: go on with that script")
+    if flags.keys() != {field.name for field in dataclasses.fields(flags_class)}:
+        raise ValueError(f"{directory} is a run of another version of {script}.py, which had other flags")
+    return flags_class(**flags)
+
+
+def parse_args(flags_class: type[T]) -> T:
+    """Reads the command line; a mistake ends the process with one line and exit code 2.
+
+    With `--resume RUN_DIR` the flags are those of that run. With `--evaluate RUN_DIR` too, but for those that say what
+    to evaluate on: `seed`, `num_eval_envs`, and where given `eval_env_id`, `episode_length` and `backend`.
+    """
+    given = _parse(flags_class)
+    with mistakes_in_one_line():
+        if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
+            jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
+        if given.resume and given.evaluate:
+            raise ValueError("--resume goes on with a run and --evaluate ends one: choose")
+        if not (given.resume or given.evaluate):
+            return given
+        default, run = flags_class(), _flags_of_run(given.resume or given.evaluate, flags_class)
+        free = {"resume", "evaluate", "compilation_cache"}
+        keep = {"eval_env_id", "episode_length", "backend"} if given.evaluate else set()
+        own = free | ({"seed", "num_eval_envs"} if given.evaluate else set())
+        new = {}
+        for name, value in vars(given).items():
+            changed = value != getattr(default, name)
+            if name in own or (name in keep and changed):
+                new[name] = value
+            elif changed and value != getattr(run, name):
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value}: the run has {getattr(run, name)}, and that stays; leave it out")
+        return dataclasses.replace(run, **new)
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line():
+    """A user's mistake, raised as ValueError, ends the process with one line on stderr and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
