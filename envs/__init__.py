@@ -105,9 +105,8 @@ def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
         fitting = [
             name for name, (task, _) in _TASKS.items() if (task.state_dim, task.goal_indices) == interface(env)[:2]
         ]
-        raise ValueError(
-            f"--eval-env-id {env_id}: has other states, goals or actions; choose one of {', '.join(fitting)}"
-        )
+        advice = f"choose one of {', '.join(fitting)}"
+        raise ValueError(f"--eval-env-id {env_id} has other states, goals or actions than the task; {advice}")
     return other
 
 

@@ -30,6 +30,13 @@ def _finished(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("epoch_*") if path.suffix == "")
 
 
+def _describe(state: Any) -> dict[str, str]:
+    """Shape and type of each array in a pytree, or of each `jax.ShapeDtypeStruct`, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{x.shape} {x.dtype}" for path, x in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
 def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
     """Writes `state`, any pytree of arrays, and `info`, for JSON, as the checkpoint of `epoch`; returns its bytes.
 
@@ -41,10 +48,11 @@ def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial / "state", state)
     (partial / "info.json").write_text(json.dumps(info))
+    (partial / "shapes.json").write_text(json.dumps(_describe(state)))
     # What orbax reads back is not always what it wrote: it does not see a flipped bit in a compressed array.
     checksums = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
     (partial / _CHECKSUMS).write_text(json.dumps(checksums))
-    size = sum(path.stat().st_size for path in _files(partial))
+    size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     for old in _finished(folder)[:-keep]:
@@ -52,27 +60,37 @@ def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
     return size
 
 
-def restore(folder: Path, state: Any) -> tuple[Any, dict]:
-    """The newest checkpoint in `folder`: its state, shaped like the `jax.ShapeDtypeStruct`s of `state`, and its info.
+def newest(folder: Path) -> tuple[Path, dict]:
+    """The newest checkpoint in `folder`, for `restore`, and its info.
 
     Raises:
-      ValueError: there is none, it is damaged, or its arrays have other names, shapes or types.
+      ValueError: there is none, or it is damaged.
     """
     finished = _finished(folder)
     if not finished:
         raise ValueError(f"{folder} holds no checkpoint yet: start the run anew")
-    newest = finished[-1].absolute()
+    path = finished[-1].absolute()
     try:
-        intact = json.loads((newest / _CHECKSUMS).read_text()) == {
-            str(path.relative_to(newest)): _checksum(path) for path in _files(newest)
+        intact = json.loads((path / _CHECKSUMS).read_text()) == {
+            str(file.relative_to(path)): _checksum(file) for file in _files(path)
         }
     except (OSError, ValueError):
         intact = False
     if not intact:
-        raise ValueError(f"the checkpoint {newest} is damaged; delete it to go on from the one before, if there is one")
-    info = json.loads((newest / "info.json").read_text())
+        raise ValueError(f"the checkpoint {path} is damaged; delete it to go on from the one before, if there is one")
+    return path, json.loads((path / "info.json").read_text())
+
+
+def restore(path: Path, shapes: Any) -> Any:
+    """The state of a checkpoint, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: its arrays have other names or shapes.
+    """
+    if json.loads((path / "shapes.json").read_text()) != _describe(shapes):  # orbax would cut or pad them
+        raise ValueError(f"the checkpoint {path} was written by another version of the script")
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(newest / "state", state), info
+        return checkpointer.restore(path / "state", shapes)
 
 
 def export_policy(path: Path, policy: Callable[[jax.Array], jax.Array], observation_size: int):

@@ -36,6 +36,14 @@ class RunArgs:
     evaluate: str | None = None  # directory of a run: evaluate and film its policy, on --eval-env-id if given
 
 
+_OF_THE_PROCESS = {"resume", "evaluate", "compilation_cache"}  # flags that are no part of what a run computes
+
+
+def flags_of(args) -> dict:
+    """The flags that belong to a run, for JSON."""
+    return {name: value for name, value in vars(args).items() if name not in _OF_THE_PROCESS}
+
+
 def script_of(flags_class: type) -> str:
     """Name of the script that defines the flags, e.g. crl_jax."""
     return Path(inspect.getfile(flags_class)).stem
@@ -66,11 +74,11 @@ def _flags_of_run(directory: str, flags_class: type[T]) -> T:
     try:
         stored = json.loads((Path(directory) / "args.json").read_text())
         script, flags = stored["script"], stored["flags"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory} is not the directory of a run: no readable args.json in it") from error
     if script != script_of(flags_class):
         raise ValueError(f"{directory} is a run of {script}.py: go on with that script")
-    if flags.keys() != {field.name for field in dataclasses.fields(flags_class)}:
+    if flags.keys() != flags_of(flags_class()).keys():
         raise ValueError(f"{directory} is a run of another version of {script}.py, which had other flags")
     return flags_class(**flags)
 
@@ -90,15 +98,15 @@ def parse_args(flags_class: type[T]) -> T:
         if not (given.resume or given.evaluate):
             return given
         default, run = flags_class(), _flags_of_run(given.resume or given.evaluate, flags_class)
-        free = {"resume", "evaluate", "compilation_cache"}
-        keep = {"eval_env_id", "episode_length", "backend"} if given.evaluate else set()
-        own = free | ({"seed", "num_eval_envs"} if given.evaluate else set())
+        always, if_given = _OF_THE_PROCESS, set()
+        if given.evaluate:
+            always, if_given = always | {"seed", "num_eval_envs"}, {"eval_env_id", "episode_length", "backend"}
         new = {}
         for name, value in vars(given).items():
-            changed = value != getattr(default, name)
-            if name in own or (name in keep and changed):
+            differs = value != getattr(default, name) and value != getattr(run, name)
+            if name in always or (name in if_given and differs):
                 new[name] = value
-            elif changed and value != getattr(run, name):
+            elif differs:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {value}: the run has {getattr(run, name)}, and that stays; leave it out")
         return dataclasses.replace(run, **new)
@@ -106,9 +114,9 @@ def parse_args(flags_class: type[T]) -> T:
 
 @contextlib.contextmanager
 def mistakes_in_one_line():
-    """A user's mistake, raised as ValueError, ends the process with one line on stderr and exit code 2."""
+    """What a user can mend, raised as ValueError or OSError, ends the process with one line and exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +25,7 @@ from tensorboardX.summary import hparams
 
 from envs import checkpoint, render
 from envs.base import GoalEnv
-from envs.cli import mistakes_in_one_line, script_of
+from envs.cli import flags_of, mistakes_in_one_line, script_of
 
 _START = time.time()
 _COLUMNS = {  # on the terminal: title, width, precision
@@ -50,6 +51,10 @@ def _num_bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def _vmap_train(train, runners, num_epochs):
+    return jax.vmap(lambda runner: train(runner, num_epochs))(runners)
+
+
 class _Ended(BaseException):
     """Raised in the main thread by a signal, its number the argument."""
 
@@ -72,11 +77,8 @@ class Run:
 
     def __init__(self, args, env: GoalEnv, eval_env: GoalEnv, schedule):
         self.args, self.env, self.eval_env, self.schedule = args, env, eval_env, schedule
-        self.directory = (
-            Path(args.runs_dir) / f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
-        )
-        if args.resume:
-            self.directory = Path(args.resume)
+        name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
+        self.directory = Path(args.resume or os.path.join(args.runs_dir, name))
         if args.capture_video:
             render.check_opengl()
         if args.track:
@@ -84,16 +86,22 @@ class Run:
                 import wandb
             except ImportError as error:
                 raise ValueError("--track: wandb is not installed; pip install wandb") from error
-            name = self.directory.name
-            wandb.init(id=name, name=name, config=vars(args), sync_tensorboard=True, resume="allow")
-        self._folders = [self.directory]
+            os.makedirs(args.runs_dir, exist_ok=True)
+            wandb.init(
+                id=self.directory.name,
+                name=self.directory.name,
+                dir=args.runs_dir,
+                config=flags_of(args),
+                sync_tensorboard=True,
+                resume="allow",
+            )
+        self._seed_folders = []
         if args.num_seeds > 1:
-            self._folders += [self.directory / f"seed_{args.seed + i}" for i in range(args.num_seeds)]
+            self._seed_folders = [self.directory / f"seed_{args.seed + i}" for i in range(args.num_seeds)]
         self._writers: list[SummaryWriter] = []
         self._saving = threading.Lock()
         self._epoch, self._steps, self._means = 0, 0, {}
         self._zero = _START  # when a run that was never interrupted would have started
-        self._ended: tuple[str, int] | None = None
 
     # ---- the training -----------------------------------------------------------------------------------------------
 
@@ -107,7 +115,7 @@ class Run:
         key = jax.random.key(self.args.seed)
         if self.args.num_seeds > 1:
             key = jax.vmap(jax.random.key)(self.args.seed + jnp.arange(self.args.num_seeds))
-            init, train = jax.vmap(init), lambda runner, length: jax.vmap(partial(train, num_epochs=length))(runner)
+            init, train = jax.vmap(init), partial(_vmap_train, train)
         with mistakes_in_one_line():
             shapes = jax.eval_shape(init, key)
             runner = self._restore(shapes) if self.args.resume else None
@@ -122,6 +130,9 @@ class Run:
         except _Ended as ended:
             problem, code = f"ended by {signal.Signals(ended.args[0]).name}", 128 + ended.args[0]
         except (jax.errors.JaxRuntimeError, OSError) as error:
+            problem, code = f"error: {error}", 1
+        except Exception as error:
+            traceback.print_exc()
             problem, code = f"error: {error}", 1
         if problem:
             for number in _SIGNALS:
@@ -141,6 +152,8 @@ class Run:
     def _train(self, init, train, act, key, runner):
         if runner is None:
             runner = jax.jit(init)(key)
+        else:
+            self._export(runner, act)  # the process may have been killed between checkpoint and policy
         train = jax.jit(train, static_argnums=1, donate_argnums=0)
         programs = {}
         epoch = self._epoch
@@ -150,7 +163,7 @@ class Run:
             length = min(length, self.schedule.num_epochs - epoch)
             if length not in programs:
                 programs[length] = train.lower(runner, length).compile()
-                self._began = self._last_time = time.time()
+                self._last_time = time.time()
             runner, _ = jax.block_until_ready(programs[length](runner))
             jax.effects_barrier()
             epoch += length
@@ -161,30 +174,31 @@ class Run:
     # ---- disk -------------------------------------------------------------------------------------------------------
 
     def _restore(self, shapes):
-        runner, info = checkpoint.restore(self.directory / "checkpoints", shapes)
+        path, info = checkpoint.newest(self.directory / "checkpoints")
         flags = json.loads((self.directory / "args.json").read_text())["flags"]
         for name, value in info["flags"].items():
             if value != flags[name]:
-                raise ValueError(f"{self.directory}/args.json has {name} {flags[name]}, and its checkpoint {value}")
+                wrong = f"{self.directory}/args.json has {name} {flags[name]}"
+                raise ValueError(f"{wrong}, but its checkpoint was written with {value}: put that back")
         self._epoch, self._steps, self._means = info["epoch"], info["steps"], info["means"]
         self._zero = _START - info["seconds"]
-        return runner
+        return checkpoint.restore(path, shapes)
 
     def _open(self, shapes):
         """Makes the directory, or opens it again, and says what is going to happen."""
         args, schedule = self.args, self.schedule
-        flags = vars(args) | {"resume": None, "evaluate": None}
-        for folder in self._folders:
+        flags = flags_of(args)
+        for folder in (self.directory, *self._seed_folders):
             folder.mkdir(parents=True, exist_ok=bool(args.resume))
-        for i, folder in enumerate(self._folders):
-            own = flags | ({"seed": args.seed + i - 1, "num_seeds": 1} if i else {})
+            if folder != self.directory:
+                flags |= {"seed": int(folder.name.removeprefix("seed_")), "num_seeds": 1}
             if not args.resume:
-                stored = {"script": script_of(type(args)), "flags": own}
+                stored = {"script": script_of(type(args)), "flags": flags}
                 (folder / "args.json").write_text(json.dumps(stored, indent=1))
             # What a killed run logged after its last checkpoint is going to be logged again.
             purge_step = self._steps + 1 if args.resume else None
             self._writers.append(SummaryWriter(str(folder), flush_secs=1, purge_step=purge_step))
-        self._flags = flags | {"backend": self.env.backend}
+        self._flags = flags_of(args) | {"backend": self.env.backend}
         rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
         self._writers[0].add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}")
 
@@ -204,16 +218,23 @@ class Run:
         print("\n".join([*lines, f"{header} {'elapsed':>8} {'left':>8}"]), flush=True)
 
     def _save(self, runner, act):
-        seconds = time.time() - self._zero
-        info = dict(epoch=self._epoch, steps=self._steps, seconds=seconds, means=self._means)
-        info["flags"] = vars(self.args) | {"resume": None, "evaluate": None}
+        info = dict(epoch=self._epoch, steps=self._steps, seconds=time.time() - self._zero, means=self._means)
+        info["flags"] = flags_of(self.args)
+        for writer in self._writers:
+            writer.flush()  # curves reach as far as the checkpoint, whatever ends the process
         folder = self.directory / "checkpoints"
         size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
-        light = runner._replace(**{name: None for name in ("env_state", "buffer") if hasattr(runner, name)})
-        for i, folder in enumerate(self._folders[1:] or self._folders):
-            one = jax.tree.map(lambda x: x[i], light) if self.args.num_seeds > 1 else light
-            checkpoint.export_policy(folder / "policy.jax", partial(act, one), self.env.observation_size)
+        self._export(runner, act)
         print(f"{'':>7} checkpoint of epoch {self._epoch}: {_size(size)}", flush=True)
+
+    def _export(self, runner, act):
+        # No policy looks at the largest parts.
+        runner = runner._replace(**{name: None for name in ("env_state", "buffer") if hasattr(runner, name)})
+        runners = {self.directory: runner}
+        if self._seed_folders:
+            runners = {folder: jax.tree.map(lambda x: x[i], runner) for i, folder in enumerate(self._seed_folders)}
+        for folder, one in runners.items():
+            checkpoint.export_policy(folder / "policy.jax", partial(act, one), self.env.observation_size)
 
     # ---- log --------------------------------------------------------------------------------------------------------
 
@@ -248,19 +269,18 @@ class Run:
         }
         for summary in hparams(texts, results):
             self._writers[0].file_writer.add_summary(summary)
+        example = (self._seed_folders or [self.directory])[0]
         if self.args.capture_video:
-            policy = checkpoint.load_policy(self._folders[-1] / "policy.jax")
-            path = film(self.args, self.eval_env, policy, self.directory / "film", results)
-            self._add_film(path)
+            policy = checkpoint.load_policy(example / "policy.jax")
+            gif = film(self.args, self.eval_env, policy, self.directory / "film", results)
+            with Image.open(gif) as picture:
+                width, height = picture.size
+            image = Summary.Image(encoded_image_string=gif.read_bytes(), width=width, height=height, colorspace=3)
+            summary = Summary(value=[Summary.Value(tag="film", image=image)])  # TensorBoard plays it
+            self._writers[0].file_writer.add_summary(summary, self._steps)
         for writer in self._writers:
             writer.close()
-        print(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {self._folders[-1]}", flush=True)
-
-    def _add_film(self, path: Path):
-        with Image.open(path) as picture:
-            width, height = picture.size
-        image = Summary.Image(encoded_image_string=path.read_bytes(), width=width, height=height, colorspace=3)
-        self._writers[0].file_writer.add_summary(Summary(value=[Summary.Value(tag="film", image=image)]), self._steps)
+        print(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {example}", flush=True)
 
 
 def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Path:
@@ -269,7 +289,9 @@ def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Pat
     pictures = render.film_policy(env, policy, jax.random.key(args.seed), length)
     gif, page = path.with_suffix(".gif"), path.with_suffix(".html")
     render.save_film(gif, pictures, frames_per_second=20)
-    render.save_page(page, gif, f"{script_of(type(args))} on {args.eval_env_id or args.env_id}", results | vars(args))
+    render.save_page(
+        page, gif, f"{script_of(type(args))} on {args.eval_env_id or args.env_id}", results | flags_of(args)
+    )
     print(f"film: {gif} and {page}", flush=True)
     return gif
 
@@ -277,8 +299,9 @@ def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Pat
 def report(args, env: GoalEnv, evaluate: Callable):
     """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, and a film."""
     directory = Path(args.evaluate)
-    with mistakes_in_one_line():
-        policy = checkpoint.load_policy(directory / "policy.jax")
+    if args.num_seeds > 1:
+        raise ValueError(f"--evaluate {directory} has {args.num_seeds} seeds: choose the folder of one in it")
+    policy = checkpoint.load_policy(directory / "policy.jax")
     num_episodes, length = args.num_eval_envs, args.episode_length or env.episode_length
     results = jax.jit(lambda key: evaluate(env, policy, key, num_episodes, length))(jax.random.key(args.seed))
     results = {name: float(value) for name, value in results.items()}

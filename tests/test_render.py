@@ -1,6 +1,7 @@
 """Pictures and films, where EGL or OSMesa is there; a clear message where neither is."""
 
 import ctypes.util
+import runpy
 import sys
 
 import jax
@@ -22,7 +23,7 @@ def rollout():
 def pictures(rollout):
     try:
         return render.draw(*rollout, width=120, height=80)
-    except RuntimeError as error:
+    except OSError as error:
         pytest.skip(str(error))
 
 
@@ -43,12 +44,23 @@ def test_film(pictures, tmp_path):
 def test_without_opengl_it_says_what_to_install(rollout, monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    with pytest.raises(RuntimeError, match="apt install libegl1 libgl1, or libosmesa6"):
+    with pytest.raises(OSError, match="apt install libegl1 libgl1, or libosmesa6"):
         render.draw(*rollout)
 
 
 def test_nothing_to_do_is_an_error(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["render"])
+    monkeypatch.setattr(sys, "argv", ["envs"])
     with pytest.raises(SystemExit) as ended:
-        render.main()
+        runpy.run_module("envs", run_name="__main__")
     assert ended.value.code == 2 and "--gallery" in capsys.readouterr().err
+
+
+def test_film_of_a_policy(pictures):
+    """Episodes side by side, framed from the first success on, over once all have reached their goals."""
+    env = envs.make("simple_u_maze", backend="mujoco")
+    still = render.film_policy(env, lambda obs: jax.numpy.zeros((3, 2)), jax.random.key(0), 9, 3, 5, 80, 60)
+    assert still.shape == (5, 60, 240, 3) and still.dtype == np.uint8
+    assert (still[:, 0, 0] != render._REACHED).any()  # nobody gets there by standing still
+    env.goal_reach_thresh = 100.0
+    reached = render.film_policy(env, lambda obs: jax.numpy.zeros((3, 2)), jax.random.key(0), 200, 3, 5, 80, 60)
+    assert len(reached) <= 5 and (reached[-1, 0, :] == render._REACHED).all()

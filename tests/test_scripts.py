@@ -60,7 +60,8 @@ CHANGES = {  # another value for every flag, but for those that only `main` read
     ),
 }  # fmt: skip
 CHANGES_OF_ALL = dict(
-    env_id="simple_u_maze", backend="spring", total_timesteps=320, num_envs=8, episode_length=3, unroll_length=2,
+    env_id="simple_big_maze", eval_env_id="simple_u_maze_eval", backend="spring", total_timesteps=320, num_envs=8,
+    episode_length=3, unroll_length=2,
     num_evals=2, num_eval_envs=5, gamma=0.5, width=9, depth=4, activation="swish", layer_norm=True, residual=True,
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
@@ -74,11 +75,12 @@ def test_every_flag_changes_the_program(script):
     """No dead flags: another value of any of them compiles to another program, but for those that only `main` reads."""
     module = importlib.import_module(script)
     changes = CHANGES_OF_ALL | CHANGES[script] | (CHANGES_OFF_POLICY if script != "ppo_jax" else {})
-    of_main = {"exp_name", "seed", "runs_dir", "compilation_cache"}
+    of_main = {field.name for field in dataclasses.fields(envs.RunArgs)}  # test_runs.py has them
     names = {field.name for field in dataclasses.fields(module.Args)}
     assert changes.keys() | of_main == names
     sizes = dict(
-        backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, learning_starts=12, buffer_size=32,
+        env_id="simple_u_maze", backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, learning_starts=12,
+        buffer_size=32,
         episode_length=10, num_evals=4, num_eval_envs=3, env_steps_per_update=8, batch_size=16, width=8, repr_dim=4,
         num_minibatches=2, update_epochs=2, depth=8,
     )  # fmt: skip
@@ -110,7 +112,7 @@ def part(module, name):
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SCRIPTS, 2)))
 def test_what_scripts_share_is_the_same_word_for_word(one, other):
     one, other = map(importlib.import_module, (one, other))
-    shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "evaluate", "train", "main"]
+    shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "act", "evaluate", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
         shared += ["sample_action", "Buffer", "buffer_init", "buffer_add", "unroll", "epoch", "policy", "split_obs"]
     for name in shared:

@@ -1,0 +1,287 @@
+"""What a run leaves on disk: checkpoints to go on from, a policy that stands alone, curves, films."""
+
+import dataclasses
+import importlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from test_cli import ROOT, run, scalars, start
+
+import envs
+from envs import checkpoint, render
+
+SIZES = (
+    "--env-id simple_u_maze --total-timesteps 6144 --num-envs 4 --unroll-length 8 --episode-length 20 --num-evals 12"
+    " --num-eval-envs 4 --width 8 --checkpoint-every 2"
+)
+OF_SCRIPT = {
+    "crl_jax": "--buffer-size 64 --env-steps-per-update 1 --batch-size 8 --repr-dim 4",
+    "sac_her_jax": "--buffer-size 64 --env-steps-per-update 1 --batch-size 8",
+    "ppo_jax": "--update-epochs 16",
+}
+
+
+def flags(script="crl_jax", more=""):
+    return shlex.split(f"{SIZES} {OF_SCRIPT[script]} {more}")
+
+
+def only_run(folder):
+    (directory,) = (folder / "runs").iterdir()
+    return directory
+
+
+def final_state(script, directory):
+    """The runner state of the last checkpoint."""
+    module = importlib.import_module(script)
+    args = module.Args(**json.loads((directory / "args.json").read_text())["flags"])
+    init, _ = module.make_train(args)
+    path, info = checkpoint.newest(directory / "checkpoints")
+    return args, checkpoint.restore(path, jax.eval_shape(init, jax.random.key(0))), info
+
+
+@pytest.fixture(scope="module", params=list(OF_SCRIPT))
+def finished(request, tmp_path_factory):
+    """A run of each script that nobody disturbed: the script and the run's directory."""
+    folder = tmp_path_factory.mktemp(request.param)
+    code, _, err = run(*flags(request.param), cwd=folder, script=f"{request.param}.py")
+    assert code == 0, err
+    return request.param, only_run(folder)
+
+
+@pytest.fixture
+def crl_run(finished, tmp_path):
+    """A copy of the run of CRL, to be spoilt."""
+    script, directory = finished
+    if script != "crl_jax":
+        pytest.skip("one script is enough")
+    return shutil.copytree(directory, tmp_path / "runs" / directory.name)
+
+
+def learning_curves(directory):
+    return {tag: values for tag, values in scalars(directory).items() if not tag.startswith("charts/")}
+
+
+def test_interrupted_runs_go_on_to_the_same_bits(finished, tmp_path):
+    """Whatever ends the process, in the first epochs or later: parameters, buffer, keys and curves end up the same."""
+    script, undisturbed = finished
+    command = flags(script)
+    for lines, number in ((2, signal.SIGKILL), (6, signal.SIGTERM), (7, signal.SIGINT), (9, signal.SIGKILL)):
+        process = start(*command, cwd=tmp_path, script=f"{script}.py")
+        for line in process.stdout:
+            if "/12 " in line and int(line.split("/")[0]) >= lines:
+                process.send_signal(number)
+                break
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), out + err
+        directory = only_run(tmp_path)
+        if number != signal.SIGKILL:
+            assert err == f"ended by {number.name}; to go on: python {script}.py --resume runs/{directory.name}\n"
+        command = ["--resume", f"runs/{directory.name}"]
+        if not list((directory / "checkpoints").glob("epoch_*[0-9]")):
+            shutil.rmtree(tmp_path / "runs")
+            command = flags(script)
+    code, out, err = run(*command, cwd=tmp_path, script=f"{script}.py")
+    assert code == 0, err
+    assert "going on after epoch" in out
+    (_, expected, _), (_, state, _) = final_state(script, undisturbed), final_state(script, directory)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+    assert learning_curves(directory) == learning_curves(undisturbed)
+    assert (directory / "policy.jax").read_bytes() == (undisturbed / "policy.jax").read_bytes()
+
+
+def test_policy_stands_alone(finished):
+    """The exported function is the deterministic policy of the final parameters."""
+    script, directory = finished
+    args, runner, info = final_state(script, directory)
+    module, env = importlib.import_module(script), envs.make(args.env_id)
+    obs = jax.random.normal(jax.random.key(0), (5, env.observation_size))
+    policy = jax.export.deserialize(bytearray((directory / "policy.jax").read_bytes()))
+    np.testing.assert_allclose(policy.call(obs), module.act(module.make_networks(args, env), runner, obs), rtol=1e-5)
+    assert info["epoch"] == 12 and info["steps"] == scalars(directory)["eval/success_rate"][-1][0]
+
+
+def test_evaluate(finished, tmp_path):
+    """Prints what the script's own evaluation says, with an interval, and films; on another maze of its kind too."""
+    script, directory = finished
+    directory = shutil.copytree(directory, tmp_path / "run")
+    more = "--num-eval-envs 50 --seed 7 --eval-env-id simple_u_maze_eval --episode-length 200"
+    code, out, err = run("--evaluate", "run", *shlex.split(more), cwd=tmp_path, script=f"{script}.py")
+    assert code == 0, err
+    module, env = importlib.import_module(script), envs.make("simple_u_maze_eval")
+    policy = checkpoint.load_policy(directory / "policy.jax")
+    expected = jax.jit(lambda key: module.evaluate(env, policy, key, 50, 200))(jax.random.key(7))
+    lines = out.splitlines()
+    assert lines[0] == "simple_u_maze_eval, 50 episodes, seed 7"
+    for line, name in zip(lines[1:5], ("success_rate", "time_near_goal", "final_dist", "episode_return"), strict=True):
+        assert line.startswith(f"eval/{name} {expected[f'eval/{name}']:.3f}"), line
+    low, high = (
+        float(word.rstrip(",")) for word in lines[1].split() if word.startswith("0.") and word != lines[1].split()[1]
+    )
+    assert 0 <= low <= float(expected["eval/success_rate"]) <= high <= 1 and high - low > 0.02
+    films = list(directory.glob("film_simple_u_maze_eval_7.*"))
+    if err.startswith("no film: pictures need EGL"):
+        assert not films
+    else:
+        assert {film.suffix for film in films} == {".gif", ".html"} and err == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "message"),
+    [
+        (lambda run: None, "--gamma 0.9", "--gamma 0.9: the run has 0.99, and that stays; leave it out"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "", "checkpoints holds no checkpoint yet: start the run anew"),
+        (lambda run: (run / "args.json").unlink(), "", "is not the directory of a run: no readable args.json in it"),
+        (lambda run: (run / "args.json").write_text("[1]"), "", "is not the directory of a run"),
+        (lambda run: change_args(run, "width", 9), "", "has width 9, but its checkpoint was written with 8"),
+        (lambda run: change_args(run, "new_flag", 9), "", "is a run of another version of crl_jax.py"),
+        (lambda run: flip_a_bit(run), "", "is damaged; delete it to go on from the one before, if there is one"),
+        (lambda run: next(run.glob("checkpoints/*/info.json")).unlink(), "", "is damaged"),
+    ],
+    ids=["flag", "none", "no-run", "no-args", "other-args", "version", "bit", "file"],
+)
+def test_what_cannot_be_resumed_is_refused_in_one_line(spoil, more, message, crl_run):
+    spoil(crl_run)
+    before = sorted(crl_run.rglob("*"))
+    code, out, err = run("--resume", str(crl_run), *shlex.split(more), cwd=crl_run.parent)
+    assert code == 2 and out == "" and err.startswith("error: ") and message in err and err.count("\n") == 1, err
+    assert sorted(crl_run.rglob("*")) == before
+
+
+def change_args(directory, name, value):
+    stored = json.loads((directory / "args.json").read_text())
+    stored["flags"][name] = value
+    (directory / "args.json").write_text(json.dumps(stored))
+
+
+def flip_a_bit(directory):
+    largest = max(directory.glob("checkpoints/**/*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def test_other_mistakes_with_finished_runs(crl_run):
+    for more, message in (
+        (["--resume", str(crl_run), "--evaluate", str(crl_run)], "choose"),
+        (["--evaluate", str(crl_run), "--eval-env-id", "ant"], "--eval-env-id ant has other states, goals or actions"),
+        (["--evaluate", str(crl_run), "--num-eval-envs", "0"], "--num-eval-envs 0: at least 1"),
+    ):
+        code, out, err = run(*more, cwd=crl_run.parent)
+        assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+    code, _, err = run("--resume", str(crl_run), cwd=crl_run.parent, script="ppo_jax.py")
+    assert code == 2 and "is a run of crl_jax.py: go on with that script" in err
+    (crl_run / "policy.jax").write_bytes(b"no policy")
+    code, _, err = run("--evaluate", str(crl_run), cwd=crl_run.parent)
+    assert code == 2 and err.endswith("policy.jax is damaged\n")
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for epoch in range(5):
+        size = checkpoint.save(tmp_path, epoch, {"x": np.arange(epoch + 1, dtype=np.int32)}, {"epoch": epoch}, keep=2)
+        assert size == sum(path.stat().st_size for path in tmp_path.glob(f"epoch_{epoch:06d}/**/*") if path.is_file())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_000003", "epoch_000004"]
+    path, info = checkpoint.newest(tmp_path)
+    assert info == {"epoch": 4}
+    assert checkpoint.restore(path, {"x": jax.ShapeDtypeStruct((5,), np.int32)})["x"].tolist() == [0, 1, 2, 3, 4]
+    for wrong in ({"x": jax.ShapeDtypeStruct((6,), np.int32)}, {"y": jax.ShapeDtypeStruct((5,), np.int32)}):
+        with pytest.raises(ValueError, match="was written by another version of the script"):
+            checkpoint.restore(path, wrong)
+
+
+def test_what_a_killed_process_was_writing_does_not_count(tmp_path):
+    checkpoint.save(tmp_path, 1, {"x": np.ones(3)}, {"epoch": 1}, keep=1)
+    shutil.copytree(tmp_path / "epoch_000001", tmp_path / "epoch_000002.partial")
+    assert checkpoint.newest(tmp_path)[1] == {"epoch": 1}
+    checkpoint.save(tmp_path, 2, {"x": np.zeros(3)}, {"epoch": 2}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_000002"]
+    assert checkpoint.newest(tmp_path)[1] == {"epoch": 2}
+
+
+def test_tensorboard_has_hyperparameters_and_film(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    film = []
+    try:
+        render.check_opengl()
+        film = ["--capture-video"]
+    except OSError:
+        pass
+    code, _, err = run(*flags(more="--total-timesteps 256 --num-evals 1"), *film, cwd=tmp_path)
+    assert code == 0, err
+    directory = only_run(tmp_path)
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    assert "| width | 8 |" in events.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "_hparams_/session_start_info" in events.SummaryMetadata.__self__.summary_metadata
+    if film:
+        image = events.Images("film")[0].encoded_image_string
+        assert image == (directory / "film.gif").read_bytes() and image.startswith(b"GIF8")
+        page = (directory / "film.html").read_text()
+        assert "://" not in page and "base64" in page and "simple_u_maze" in page  # needs no network
+
+
+def test_seeds_at_once(tmp_path):
+    """Each has its curve and its policy, the run their means; and a seed learns what it learns alone."""
+    code, out, err = run(*flags(more="--total-timesteps 512 --num-evals 2 --num-seeds 2 --seed 5"), cwd=tmp_path)
+    assert code == 0, err
+    directory = only_run(tmp_path)
+    mean, *seeds = (learning_curves(folder) for folder in (directory, directory / "seed_5", directory / "seed_6"))
+    for tag, values in mean.items():
+        each = [[value for _, value in curves[tag]] for curves in seeds]
+        np.testing.assert_allclose([value for _, value in values], np.mean(each, axis=0), rtol=1e-5, atol=1e-7)
+    assert seeds[0] != seeds[1]
+    code, _, err = run(*flags(more="--total-timesteps 512 --num-evals 2 --seed 6"), cwd=tmp_path / "runs")
+    assert code == 0, err
+    alone = learning_curves(only_run(tmp_path / "runs"))
+    for tag in ("losses/critic", "losses/entropy"):
+        np.testing.assert_allclose(alone[tag][0][1], seeds[1][tag][0][1], rtol=1e-2)
+    code, _, err = run("--evaluate", str(directory), cwd=tmp_path)
+    assert code == 2 and "has 2 seeds: choose the folder of one in it" in err
+    code, out, err = run("--evaluate", str(directory / "seed_6"), "--num-eval-envs", "3", cwd=tmp_path)
+    assert code == 0 and "3 episodes" in out, err
+    code, out, err = run("--resume", str(directory), cwd=tmp_path)
+    assert code == 0 and "going on after epoch 2 of" in out, err
+
+
+def test_track_mirrors_to_wandb(tmp_path, monkeypatch):
+    """To a stand-in that notes how it is called."""
+    (tmp_path / "wandb.py").write_text(
+        "import json\ndef init(**flags):\n    json.dump(flags, open('wandb.json', 'w'))\n"
+    )
+    small = flags(more="--total-timesteps 256 --num-evals 1")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, _, err = run(*small, "--track", cwd=tmp_path)
+    assert code == 0, err
+    called = json.loads((tmp_path / "wandb.json").read_text())
+    assert called["sync_tensorboard"] is True and called["id"] == only_run(tmp_path).name
+    assert called["config"]["width"] == 8
+    (tmp_path / "wandb.py").write_text("raise ImportError")
+    code, out, err = run(*small, "--track", cwd=tmp_path)
+    assert code == 2 and err == "error: --track: wandb is not installed; pip install wandb\n" and out == ""
+
+
+@pytest.mark.parametrize("script", OF_SCRIPT)
+def test_help_is_grouped_and_explains_every_flag(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # one column of groups
+    text = subprocess.run(
+        [sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for group in ("task", "budget", "algorithm", "networks", "run", "earlier"):
+        assert f" {group} options " in text
+    for field in dataclasses.fields(importlib.import_module(script).Args):
+        flag = f"--{field.name.replace('_', '-')}"
+        (line,) = (
+            i for i, line in enumerate(text.splitlines()) if line[1:].strip().startswith((f"{flag} ", f"{flag},"))
+        )
+        entry = " ".join(" ".join(part.strip("│ ") for part in text.splitlines()[line : line + 4]).split())
+        assert f"(default: {field.default})" in entry.replace("'", ""), flag
