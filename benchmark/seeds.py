@@ -26,8 +26,8 @@ def run(command, cwd, environment):
     with subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE) as process:
         for line in process.stdout:
             fields = line.replace(",", "").split()
-            if len(fields) == 6 and fields[0].isdigit():
-                rows.append((time.time() - start, int(fields[0]), float(fields[3]), float(fields[4])))
+            if len(fields) == 8 and "/" in fields[0]:
+                rows.append((time.time() - start, int(fields[1]), float(fields[3]), float(fields[4])))
     if process.returncode:
         sys.exit(f"{command} failed")
     return rows, time.time() - start

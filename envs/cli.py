@@ -25,7 +25,7 @@ class RunArgs:
     num_seeds: int = 1  # trainings at once, with the seeds from `seed` on
     exp_name: str | None = None  # name of the experiment, part of the run directory's name; None: the script's
     runs_dir: str = "runs"  # folder in which the run's own directory is made
-    checkpoint_every: int = 5  # epochs between two checkpoints; the end of the run has one too
+    checkpoint_every: int = 5  # epochs between two checkpoints, at most; the last epoch has one too
     keep_checkpoints: int = 1  # newest checkpoints that stay on disk
     capture_video: bool = False  # film the learned policy at the end: film.gif, film.html
     track: bool = False  # mirror the log to Weights & Biases

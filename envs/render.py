@@ -153,7 +153,8 @@ def film_policy(
 
 def save_page(path: str, film: str, title: str, facts: dict):
     """Writes a web page with the film in it, which needs nothing else, and `facts` as a table."""
-    rows = "".join(f"<tr><td>{html.escape(str(x))}<td>{html.escape(str(y))}" for x, y in facts.items())
+    texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in facts.items()}
+    rows = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(text)}" for name, text in texts.items())
     gif = base64.b64encode(Path(film).read_bytes()).decode()
     Path(path).write_text(_PAGE.format(title=html.escape(title), gif=gif, rows=rows, reached=_REACHED))
 

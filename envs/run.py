@@ -154,19 +154,14 @@ class Run:
             runner = jax.jit(init)(key)
         else:
             self._export(runner, act)  # the process may have been killed between checkpoint and policy
-        train = jax.jit(train, static_argnums=1, donate_argnums=0)
-        programs = {}
-        epoch = self._epoch
-        while epoch < self.schedule.num_epochs:
-            # The scan pauses for checkpoints only.
-            length = self.args.checkpoint_every - epoch % self.args.checkpoint_every
-            length = min(length, self.schedule.num_epochs - epoch)
-            if length not in programs:
-                programs[length] = train.lower(runner, length).compile()
-                self._last_time = time.time()
-            runner, _ = jax.block_until_ready(programs[length](runner))
+        # The scan over epochs pauses for checkpoints only, after equally many each time: one program does for all.
+        num_epochs, every = self.schedule.num_epochs, self.args.checkpoint_every
+        length = max(n for n in range(1, every + 1) if num_epochs % n == 0)
+        train = jax.jit(train, static_argnums=1, donate_argnums=0).lower(runner, length).compile()
+        self._last_time = time.time()
+        for _ in range(self._epoch, num_epochs, length):
+            runner, _ = jax.block_until_ready(train(runner))
             jax.effects_barrier()
-            epoch += length
             with self._saving:
                 self._save(runner, act)
         self._finish()
