@@ -22,7 +22,7 @@ al. 2025 (arXiv 2503.14858, deep residual networks).
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -325,10 +325,11 @@ def make_schedule(args):
 
     for flag, choices in dict(energy=ENERGIES, contrastive_loss=CONTRASTIVE_LOSSES, activation=ACTIVATIONS).items():
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    for field in fields(args):
-        if isinstance(value := getattr(args, field.name), int) and field.type is not bool:
-            lowest = {"seed": 0, "batch_size": 2}.get(field.name, 1)
-            check(value >= lowest, field.name, f"at least {lowest}")
+    lowest_of = {"seed": 0, "batch_size": 2, "target_entropy": -(2**31)}
+    for flag, value in vars(args).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            lowest = lowest_of.get(flag, int(isinstance(value, int)))
+            check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
@@ -467,6 +468,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         eval_key, key = jax.random.split(runner.eval_key)
         metrics = evaluate(eval_env, partial(act, networks, runner), key, args.num_eval_envs, episode_length)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:
             envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics

@@ -21,7 +21,7 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347) and 2016 (arXiv 1506.02438, adva
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -268,10 +268,11 @@ def make_schedule(args):
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
 
     check(args.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
-    for field in fields(args):
-        if isinstance(value := getattr(args, field.name), int) and field.type is not bool:
-            lowest = {"seed": 0}.get(field.name, 1)
-            check(value >= lowest, field.name, f"at least {lowest}")
+    lowest_of = {"seed": 0}
+    for flag, value in vars(args).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            lowest = lowest_of.get(flag, int(isinstance(value, int)))
+            check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(0 <= args.gae_lambda <= 1, "gae_lambda", "must lie between 0 and 1")
     check(args.clip_eps > 0, "clip_eps", "must be positive")
@@ -422,6 +423,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         eval_key, key = jax.random.split(runner.eval_key)
         metrics = evaluate(eval_env, partial(act, networks, runner), key, args.num_eval_envs, episode_length)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:
             envs.stream(log, {"num_steps": runner.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics

@@ -20,7 +20,7 @@ Papers: Haarnoja et al. 2018 (arXiv 1812.05905), Andrychowicz et al. 2017 (arXiv
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -294,10 +294,11 @@ def make_schedule(args):
 
     for flag, choices in dict(her_strategy=HER_STRATEGIES, activation=ACTIVATIONS).items():
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    for field in fields(args):
-        if isinstance(value := getattr(args, field.name), int) and field.type is not bool:
-            lowest = {"seed": 0}.get(field.name, 1)
-            check(value >= lowest, field.name, f"at least {lowest}")
+    lowest_of = {"seed": 0, "target_entropy": -(2**31)}
+    for flag, value in vars(args).items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            lowest = lowest_of.get(flag, int(isinstance(value, int)))
+            check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(0 <= args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
     check(0 < args.tau <= 1, "tau", "must lie between 0, excluded, and 1")
@@ -443,6 +444,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         eval_key, key = jax.random.split(runner.eval_key)
         metrics = evaluate(eval_env, partial(act, networks, runner), key, args.num_eval_envs, episode_length)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:
             envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
         return runner._replace(eval_key=eval_key), metrics

@@ -87,7 +87,8 @@ class GoalEnv(PipelineEnv):
     An observation is `[state, goal]`, `observation_size == state_dim + len(goal_indices)`. The reward is 1 in every
     step that ends with `dist < goal_reach_thresh` and 0 elsewhere, or the task's shaped one. `state.metrics` has
     `success` (0 or 1, of this step), `dist` (in the goal's units) and, where the benchmark knows them, `success_easy`
-    and `success_hard` with thresholds of their own.
+    and `success_hard` with thresholds of their own. A step that the physics answers with a NaN or an infinity does not
+    take place: the state stays, and `unstable` is 1.
 
     A task is a subclass: the attributes below, and `build`, `start`, `get_state`, `get_goal`, `shaped_reward` and, if
     it can end early, `terminated`.
@@ -180,7 +181,7 @@ class GoalEnv(PipelineEnv):
     def reset(self, rng: jax.Array) -> State:
         physics = self.pipeline_init(*self.start(rng))
         state, goal = self.get_state(physics, jnp.zeros(self.sys.act_size())), self.get_goal(physics)
-        metrics = self.goal_metrics(self.achieved(state), goal)
+        metrics = self.goal_metrics(self.achieved(state), goal) | {"unstable": jnp.zeros(())}
         return State(physics, jnp.concatenate([state, goal]), jnp.zeros(()), jnp.zeros(()), metrics)
 
     def step(self, state: State, action: jax.Array) -> State:
@@ -188,13 +189,16 @@ class GoalEnv(PipelineEnv):
         control = self.get_control(state.pipeline_state, action)
         physics = self.pipeline_step(state.pipeline_state, control)
         next_state, goal = self.get_state(physics, control), self.get_goal(physics)
-        return state.replace(
+        stepped = state.replace(
             pipeline_state=physics,
             obs=jnp.concatenate([next_state, goal]),
             reward=self.get_reward(state.obs[: self.state_dim], action, next_state, goal),
             done=self.terminated(physics).astype(float),
             metrics=state.metrics | self.goal_metrics(self.achieved(next_state), goal),
         )
+        sound = jnp.isfinite(stepped.obs).all()  # what physics made of an unstable state is of no use to anybody
+        state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), stepped, state)
+        return state.replace(metrics=state.metrics | {"unstable": 1.0 - sound})
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:
         if self.backend == "mujoco":  # all `n_frames` substeps in one call

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import io
 import json
 import os
 import re
@@ -65,7 +66,16 @@ def _parse(flags_class: type[T]) -> T:
         "Flags", [(title, part, dataclasses.field(default_factory=part)) for title, part in parts.items()]
     )
     description = inspect.getdoc(sys.modules[flags_class.__module__]).splitlines()[0]
-    parsed = tyro.cli(nested, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    with contextlib.redirect_stderr(io.StringIO()) as complaint:
+        try:
+            parsed = tyro.cli(nested, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        except SystemExit as ended:
+            if ended.code:
+                plain = re.sub("\x1b\\[[0-9;]*m", "", complaint.getvalue())
+                lines = [line.strip("│─ ") for line in plain.splitlines() if line.startswith("│")]  # of a box
+                text = " ".join(filter(None, lines))
+                raise ValueError(re.split(" Argument helptext| For full helptext", text)[0]) from None
+            raise
     return flags_class(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
 
 
@@ -89,8 +99,8 @@ def parse_args(flags_class: type[T]) -> T:
     With `--resume RUN_DIR` the flags are those of that run. With `--evaluate RUN_DIR` too, but for those that say what
     to evaluate on: `seed`, `num_eval_envs`, and where given `eval_env_id`, `episode_length` and `backend`.
     """
-    given = _parse(flags_class)
     with mistakes_in_one_line():
+        given = _parse(flags_class)
         if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
         if given.resume and given.evaluate:

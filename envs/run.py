@@ -1,5 +1,6 @@
 """A run as its user sees it: directory, terminal, TensorBoard, checkpoints, film, and what ends it."""
 
+import contextlib
 import json
 import math
 import os
@@ -51,6 +52,40 @@ def _num_bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def _say(text: str):
+    """Prints, for as long as somebody listens: a closed pipe or terminal is no reason to stop training."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, it stays open until the end of the process
+
+
+def _make_directory(args) -> Path:
+    """A folder of this run's own, also if another of the same name starts in the same second."""
+    name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
+    for suffix in ("", *(f"_{i}" for i in range(2, 100))):
+        with contextlib.suppress(FileExistsError):
+            path = Path(args.runs_dir, name + suffix)
+            path.mkdir(parents=True)
+            return path
+    raise ValueError(f"--runs-dir {args.runs_dir}: all names like {name} are taken")
+
+
+def _check_memory(args, shapes: Any):
+    """Raises ValueError if the state of a training on this machine's CPU does not fit into its memory."""
+    if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
+        return
+    need, there = _num_bytes(shapes), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > 0.8 * there:
+        flags, fix = f"--num-envs {args.num_envs}", ""
+        if hasattr(shapes, "buffer"):
+            buffer = _num_bytes(shapes.buffer)
+            flags += f" --buffer-size {args.buffer_size}"
+            room = int(args.buffer_size * (0.8 * there - (need - buffer)) / buffer)
+            fix = f"; --buffer-size {room} would do" if room > 0 else ""
+        raise ValueError(f"{flags}: the training needs {_size(need)} of memory, this machine has {_size(there)}{fix}")
+
+
 def _vmap_train(train, runners, num_epochs):
     return jax.vmap(lambda runner: train(runner, num_epochs))(runners)
 
@@ -77,31 +112,18 @@ class Run:
 
     def __init__(self, args, env: GoalEnv, eval_env: GoalEnv, schedule):
         self.args, self.env, self.eval_env, self.schedule = args, env, eval_env, schedule
-        name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
-        self.directory = Path(args.resume or os.path.join(args.runs_dir, name))
         if args.capture_video:
             render.check_opengl()
         if args.track:
             try:
-                import wandb
+                import wandb  # noqa: F401
             except ImportError as error:
                 raise ValueError("--track: wandb is not installed; pip install wandb") from error
-            os.makedirs(args.runs_dir, exist_ok=True)
-            wandb.init(
-                id=self.directory.name,
-                name=self.directory.name,
-                dir=args.runs_dir,
-                config=flags_of(args),
-                sync_tensorboard=True,
-                resume="allow",
-            )
-        self._seed_folders = []
-        if args.num_seeds > 1:
-            self._seed_folders = [self.directory / f"seed_{args.seed + i}" for i in range(args.num_seeds)]
         self._writers: list[SummaryWriter] = []
         self._saving = threading.Lock()
         self._epoch, self._steps, self._means = 0, 0, {}
         self._zero = _START  # when a run that was never interrupted would have started
+        self._problem = ""  # what the training stopped for, in words for its user
 
     # ---- the training -----------------------------------------------------------------------------------------------
 
@@ -118,6 +140,7 @@ class Run:
             init, train = jax.vmap(init), partial(_vmap_train, train)
         with mistakes_in_one_line():
             shapes = jax.eval_shape(init, key)
+            _check_memory(self.args, shapes)
             runner = self._restore(shapes) if self.args.resume else None
             self._open(shapes)
         for number in _SIGNALS:
@@ -129,11 +152,10 @@ class Run:
             future.result()
         except _Ended as ended:
             problem, code = f"ended by {signal.Signals(ended.args[0]).name}", 128 + ended.args[0]
-        except (jax.errors.JaxRuntimeError, OSError) as error:
-            problem, code = f"error: {error}", 1
         except Exception as error:
-            traceback.print_exc()
-            problem, code = f"error: {error}", 1
+            if not self._problem:
+                traceback.print_exc()
+            problem, code = f"error: {self._problem or error}", 1
         if problem:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
@@ -169,6 +191,7 @@ class Run:
     # ---- disk -------------------------------------------------------------------------------------------------------
 
     def _restore(self, shapes):
+        self.directory = Path(self.args.resume)
         path, info = checkpoint.newest(self.directory / "checkpoints")
         flags = json.loads((self.directory / "args.json").read_text())["flags"]
         for name, value in info["flags"].items():
@@ -182,9 +205,19 @@ class Run:
     def _open(self, shapes):
         """Makes the directory, or opens it again, and says what is going to happen."""
         args, schedule = self.args, self.schedule
+        if not args.resume:
+            self.directory = _make_directory(args)
+        if args.track:
+            import wandb
+
+            name, flags = self.directory.name, flags_of(args)
+            wandb.init(id=name, name=name, dir=args.runs_dir, config=flags, sync_tensorboard=True, resume="allow")
+        self._seed_folders = []
+        if args.num_seeds > 1:
+            self._seed_folders = [self.directory / f"seed_{args.seed + i}" for i in range(args.num_seeds)]
         flags = flags_of(args)
         for folder in (self.directory, *self._seed_folders):
-            folder.mkdir(parents=True, exist_ok=bool(args.resume))
+            folder.mkdir(exist_ok=True)
             if folder != self.directory:
                 flags |= {"seed": int(folder.name.removeprefix("seed_")), "num_seeds": 1}
             if not args.resume:
@@ -210,17 +243,23 @@ class Run:
             lines.append(f"{args.num_seeds} seeds at once; below, their means")
         header = f"{'epoch':>7} {'steps':>13} {'steps/s':>8}"
         header += "".join(f" {title:>{width}}" for title, width, _ in _COLUMNS.values())
-        print("\n".join([*lines, f"{header} {'elapsed':>8} {'left':>8}"]), flush=True)
+        _say("\n".join([*lines, f"{header} {'elapsed':>8} {'left':>8}"]))
 
     def _save(self, runner, act):
+        for path, x in jax.tree_util.tree_leaves_with_path(runner.params):
+            if not np.isfinite(x).all():
+                self._stop(f"the parameters {jax.tree_util.keystr(path)} are not finite after epoch {self._epoch}")
         info = dict(epoch=self._epoch, steps=self._steps, seconds=time.time() - self._zero, means=self._means)
         info["flags"] = flags_of(self.args)
         for writer in self._writers:
             writer.flush()  # curves reach as far as the checkpoint, whatever ends the process
         folder = self.directory / "checkpoints"
-        size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
-        self._export(runner, act)
-        print(f"{'':>7} checkpoint of epoch {self._epoch}: {_size(size)}", flush=True)
+        try:
+            size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
+            self._export(runner, act)
+        except Exception as error:  # a full disk, in the words of whichever library met it
+            self._stop(f"writing the checkpoint of epoch {self._epoch} failed: {' '.join(str(error).split())[:200]}")
+        _say(f"{'':>7} checkpoint of epoch {self._epoch}: {_size(size)}")
 
     def _export(self, runner, act):
         # No policy looks at the largest parts.
@@ -244,17 +283,25 @@ class Run:
         speed = args.num_seeds / (now - self._last_time)
         means = {name: float(np.mean(value)) for name, value in metrics.items()}
         means |= {"charts/SPS": speed * (steps - self._steps), "charts/updates_per_second": speed * updates}
+        self._epoch += 1
         for name, value in means.items():
+            if not math.isfinite(value):
+                self._stop(f"{name} is {value} in epoch {self._epoch}")
             self._writers[0].add_scalar(name, value, steps)
         for i, writer in enumerate(self._writers[1:]):
             for name, value in metrics.items():
                 writer.add_scalar(name, value[i], steps)
-        self._epoch, self._steps, self._means = self._epoch + 1, steps, means
+        self._steps, self._means = steps, means
         left = (schedule.num_epochs - self._epoch) * (now - self._last_time)
         self._last_time = now
         line = f"{self._epoch:>3}/{schedule.num_epochs:<3} {steps:>13,} {means['charts/SPS']:>8,.0f}"
         line += "".join(f" {means[name]:>{width}{precision}}" for name, (_, width, precision) in _COLUMNS.items())
-        print(f"{line} {_clock(now - self._zero):>8} {_clock(left):>8}", flush=True)
+        _say(f"{line} {_clock(now - self._zero):>8} {_clock(left):>8}")
+
+    def _stop(self, problem: str):
+        """Ends the training, from whichever thread notices that it makes no sense to go on."""
+        self._problem = problem
+        raise FloatingPointError(problem)
 
     def _finish(self):
         """Hyperparameters beside final results, the film, and where everything is."""
@@ -275,7 +322,7 @@ class Run:
             self._writers[0].file_writer.add_summary(summary, self._steps)
         for writer in self._writers:
             writer.close()
-        print(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {example}", flush=True)
+        _say(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {example}")
 
 
 def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Path:
@@ -287,7 +334,7 @@ def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Pat
     render.save_page(
         page, gif, f"{script_of(type(args))} on {args.eval_env_id or args.env_id}", results | flags_of(args)
     )
-    print(f"film: {gif} and {page}", flush=True)
+    _say(f"film: {gif} and {page}")
     return gif
 
 

@@ -12,7 +12,8 @@ class BatchedEnv(Wrapper):
 
     `state.info`, each with leading axis `num_envs`:
       steps: int, steps taken in this episode.
-      truncation: float, 1 where the episode was ended by its length alone; then `done` is 1 too.
+      truncation: float, 1 where the episode was ended by its length or by unstable physics alone; `done` is 1 too.
+      unstable_resets: int, episodes of this environment that unstable physics has ended.
       traj_id: int, number of the episode in this environment; changes at every reset.
       next_obs: the observation that the last action led to, also where `obs` already belongs to the next episode.
       reset_key: the key of the environment's next reset.
@@ -33,6 +34,7 @@ class BatchedEnv(Wrapper):
         info = {
             "steps": jnp.zeros(self.num_envs, jnp.int32),
             "truncation": jnp.zeros(self.num_envs),
+            "unstable_resets": jnp.zeros(self.num_envs, jnp.int32),
             "traj_id": jnp.zeros(self.num_envs, jnp.int32),
             "next_obs": state.obs,
             "reset_key": reset_keys,
@@ -44,7 +46,9 @@ class BatchedEnv(Wrapper):
         info = dict(state.info)
         info["steps"] += 1
         info["next_obs"] = state.obs
-        info["truncation"] = jnp.where(info["steps"] >= self.episode_length, 1.0 - state.done, 0.0)
+        unstable = state.metrics["unstable"] > 0
+        info["unstable_resets"] += unstable
+        info["truncation"] = jnp.where((info["steps"] >= self.episode_length) | unstable, 1.0 - state.done, 0.0)
         state = state.replace(done=jnp.maximum(state.done, info["truncation"]), info=info)
         # The batch is reset only in a step in which some episode ends: most steps pay nothing for it. (Under a vmap
         # over seeds, which turns the branch into a selection, all do.)

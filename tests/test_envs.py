@@ -1,5 +1,7 @@
 """The environments as their users see them: ids, observations, goals, rewards, resets."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from brax import envs as brax_envs
 
 import envs
+from envs.reacher import Reacher
 
 keys = jax.random.split(jax.random.key(0), 2000)
 
@@ -118,12 +121,14 @@ class Countdown(brax_envs.Env):
     def reset(self, rng):
         left = jax.random.randint(rng, (), 1, 9).astype(jnp.float32)
         obs = jnp.stack([left, jax.random.uniform(rng)])
-        return brax_envs.State(obs, obs, jnp.zeros(()), jnp.zeros(()), {"left": left})
+        return brax_envs.State(obs, obs, jnp.zeros(()), jnp.zeros(()), {"left": left, "unstable": jnp.zeros(())})
 
     def step(self, state, action):
         obs = state.obs - jnp.array([1.0, 0.0])
         done = (obs[0] == 0).astype(jnp.float32)
-        return state.replace(pipeline_state=obs, obs=obs, reward=obs[0], done=done, metrics={"left": obs[0]})
+        return state.replace(
+            pipeline_state=obs, obs=obs, reward=obs[0], done=done, metrics=state.metrics | {"left": obs[0]}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +184,41 @@ def test_every_reset_draws_a_new_goal(reacher):
     goals = goals.reshape(10, 3, 8, 3)  # (episode, step, env, xyz); a reset shows in the last step of each three
     np.testing.assert_allclose(goals[1:, 0], goals[:-1, 2], atol=1e-6)
     assert len(np.unique(goals[:, 2, :, 0])) == 80
+
+
+class Fragile(Reacher):
+    """Reacher whose physics breaks when its first motor is turned up."""
+
+    def pipeline_step(self, pipeline_state, action):
+        physics = super().pipeline_step(pipeline_state, action)
+        return jax.tree.map(lambda x: jnp.where(action[0] > 0.5, jnp.nan, x), physics)
+
+
+def test_unstable_physics_ends_its_own_episode_only():
+    env, sound = envs.wrap(Fragile("mujoco"), 4, 50), envs.wrap(Reacher("mujoco"), 4, 50)
+    before = jax.jit(env.reset)(keys[0])
+    actions = jnp.zeros((4, 2)).at[2, 0].set(1.0)
+    after, expected = jax.jit(env.step)(before, actions), jax.jit(sound.step)(before, actions)
+    np.testing.assert_array_equal(after.info["unstable_resets"], [0, 0, 1, 0])
+    np.testing.assert_array_equal(after.info["truncation"], [0, 0, 1, 0])
+    np.testing.assert_array_equal(after.done, [0, 0, 1, 0])
+    np.testing.assert_array_equal(after.info["traj_id"], [0, 0, 1, 0])
+    np.testing.assert_array_equal(after.info["next_obs"][2], before.obs[2])  # the step did not take place
+    assert np.isfinite(after.obs).all() and not np.array_equal(after.obs[2, -3:], before.obs[2, -3:])
+    others = np.array([0, 1, 3])
+    np.testing.assert_array_equal(after.obs[others], expected.obs[others])
+    assert expected.info["unstable_resets"].sum() == 0
+
+
+@pytest.mark.parametrize("script", ["crl_jax", "sac_her_jax", "ppo_jax"])
+def test_unstable_physics_never_reaches_the_learner(script):
+    module = importlib.import_module(script)
+    sizes = dict(num_envs=8, unroll_length=4, num_evals=1, num_eval_envs=4, episode_length=10, width=8)
+    more = dict(learning_starts=4, batch_size=8, buffer_size=32) if script != "ppo_jax" else {}
+    args = module.Args(total_timesteps=256, **sizes, **more)
+    init, train = module.make_train(args, env=Fragile("mujoco"))
+    runner, metrics = jax.jit(lambda key: train(init(key), 1))(keys[0])
+    assert metrics["charts/unstable_resets"] > 0
+    for name in set(runner._fields) - {"key", "eval_key", "env_state"}:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(getattr(runner, name))), name
+    assert np.isfinite(runner.env_state.obs).all() and all(np.isfinite(x).all() for x in metrics.values())

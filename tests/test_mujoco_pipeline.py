@@ -91,19 +91,20 @@ def test_reset_positions_do_not_lag(native):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e12])
-def test_unstable_simulation_is_an_error(native, bad):
+def test_unstable_simulation_is_not_a_number(native, bad):
+    """In its own environment, and nowhere else."""
     state = jax.jit(jax.vmap(native.reset))(jax.random.split(jax.random.key(4), 3))
     physics = state.pipeline_state
     broken = physics.replace(qd=physics.qd.at[1, 0].set(bad))
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"unstable simulation in 1 of 3 .* number 1"):
-        jax.block_until_ready(jax.jit(jax.vmap(native.pipeline_step))(broken, jnp.zeros((3, 2))))
-    fine = jax.jit(jax.vmap(native.pipeline_step))(physics, jnp.zeros((3, 2)))  # and the pipeline lives on
-    assert np.isfinite(fine.q).all()
+    step = jax.jit(jax.vmap(native.pipeline_step))
+    after, fine = step(broken, jnp.zeros((3, 2))), step(physics, jnp.zeros((3, 2)))
+    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(fine), strict=True):
+        assert np.isfinite(other).all() and np.isnan(one[1]).all()
+        np.testing.assert_array_equal(one[::2], other[::2])
 
 
 @pytest.mark.parametrize("n_frames", [1, 2])
-def test_a_control_that_is_no_number_is_an_error(native, n_frames):
+def test_a_control_that_is_not_a_number_makes_the_state_none(native, n_frames):
     pipeline = MujocoPipeline(native.sys.mj_model, n_frames)
     physics = jax.jit(native.reset)(jax.random.key(5)).pipeline_state
-    with pytest.raises(jax.errors.JaxRuntimeError, match="unstable simulation in 1 of 1"):
-        jax.block_until_ready(jax.jit(pipeline.step)(physics, jnp.array([0.0, jnp.nan])))
+    assert np.isnan(jax.jit(pipeline.step)(physics, jnp.array([0.0, jnp.nan])).q).all()

@@ -154,7 +154,7 @@ def test_contract_and_determinism():
         (dict(num_minibatches=3), "--num-minibatches 3: must divide the 16 steps of an unroll; or try --num-envs 6"),
         (dict(gae_lambda=1.1), "--gae-lambda 1.1: must lie between 0 and 1"),
         (dict(clip_eps=0.0), "--clip-eps 0.0: must be positive"),
-        (dict(update_epochs=0), "--update-epochs 0: at least 1"),
+        (dict(update_epochs=0), "--update-epochs 0: must be a number, at least 1"),
     ],
 )
 def test_nonsense_is_refused(flags, message):

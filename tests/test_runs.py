@@ -3,11 +3,14 @@
 import dataclasses
 import importlib
 import json
+import re
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -174,7 +177,7 @@ def test_other_mistakes_with_finished_runs(crl_run):
     for more, message in (
         (["--resume", str(crl_run), "--evaluate", str(crl_run)], "choose"),
         (["--evaluate", str(crl_run), "--eval-env-id", "ant"], "--eval-env-id ant has other states, goals or actions"),
-        (["--evaluate", str(crl_run), "--num-eval-envs", "0"], "--num-eval-envs 0: at least 1"),
+        (["--evaluate", str(crl_run), "--num-eval-envs", "0"], "--num-eval-envs 0: must be a number, at least 1"),
     ):
         code, out, err = run(*more, cwd=crl_run.parent)
         assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
@@ -285,3 +288,64 @@ def test_help_is_grouped_and_explains_every_flag(script, monkeypatch):
         )
         entry = " ".join(" ".join(part.strip("│ ") for part in text.splitlines()[line : line + 4]).split())
         assert f"(default: {field.default})" in entry.replace("'", ""), flag
+
+
+@pytest.mark.parametrize("script", OF_SCRIPT)
+def test_numbers_that_are_none_stop_the_run_and_keep_its_checkpoint(script, tmp_path):
+    """Learning rates beyond all reason: the loss is not finite after a few updates."""
+    rate = "--learning-rate 1e9 --max-grad-norm 1e9" if script == "ppo_jax" else "--actor-lr 1e9 --critic-lr 1e9"
+    code, _, err = run(*flags(script, rate), cwd=tmp_path, script=f"{script}.py")
+    assert code == 1 and err.count("\n") == 1
+    assert re.match(r"error: (losses/\w+ is (nan|inf|-inf) in epoch|the parameters .* are not finite after)", err), err
+
+
+def test_parameters_that_are_not_finite_are_not_saved():
+    unsaved = object.__new__(envs.Run)
+    unsaved._epoch = 3
+    runner = SimpleNamespace(params={"actor": np.ones(2), "phi": np.array([1.0, np.inf])})
+    with pytest.raises(FloatingPointError, match=r"the parameters \['phi'\] are not finite after epoch 3"):
+        unsaved._save(runner, None)
+
+
+def test_a_closed_pipe_does_not_end_the_training(tmp_path):
+    process = start(*flags(), cwd=tmp_path)
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert checkpoint.newest(only_run(tmp_path) / "checkpoints")[1]["epoch"] == 12
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
+    """A limit to the size of files stands for it."""
+    command = [sys.executable, ROOT / "crl_jax.py", *flags(more="--buffer-size 20000 --compilation-cache=")]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: writing the checkpoint of epoch 2 failed: "), result.stderr
+    assert learning_curves(only_run(tmp_path))["losses/critic"]
+
+
+def test_two_runs_of_one_name_have_a_directory_each(tmp_path):
+    from envs.run import _make_directory
+
+    args = importlib.import_module("crl_jax").Args(runs_dir=str(tmp_path / "deep" / "runs"))
+    assert len({_make_directory(args) for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--seed x", "error: Error parsing --seed: invalid literal for int() with base 10: 'x'"),
+        ("--gama 0.9", "error: Unrecognized options: --gama, 0.9 Perhaps you meant: --gamma FLOAT"),
+        ("--runs-dir /dev/null", "error: [Errno 20] Not a directory: '/dev/null/reacher__crl_jax__1__"),
+        ("--buffer-size 100000000", "error: --num-envs 256 --buffer-size 100000000: the training needs 1.74e+03 GB"),
+        ("--critic-lr nan", "error: --critic-lr nan: must be a number, at least 0 and less than 2**31"),
+        ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals or actions than the task"),
+    ],
+)
+def test_mistakes_on_the_command_line_get_one_line(flags, message, tmp_path):
+    code, out, err = run(*shlex.split(flags), cwd=tmp_path)
+    assert code == 2 and out == "" and err.startswith(message) and err.count("\n") == 1, err
+    assert not (tmp_path / "runs").exists()

@@ -189,7 +189,7 @@ def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
         (dict(her_strategy="last"), "--her-strategy last: choose one of future, final"),
         (dict(tau=0.0), "--tau 0.0: must lie between 0"),
         (dict(gamma=1.0), "--gamma 1.0: must lie between 0 and 1"),
-        (dict(batch_size=0), "--batch-size 0: at least 1"),
+        (dict(batch_size=0), "--batch-size 0: must be a number, at least 1"),
     ],
 )
 def test_nonsense_is_refused(flags, message):

@@ -102,7 +102,7 @@ def test_facts(env_id):
         "success_easy": any(name in env_id for name in ("ant", "cheetah", "humanoid", "maze", "arm", "pusher2")),
         "success_hard": "arm" in env_id or env_id in ("pusher_easy", "pusher_hard", "pusher_reacher"),
     }
-    assert state.metrics.keys() == {"dist", "success"} | {name for name, there in others.items() if there}
+    assert state.metrics.keys() == {"dist", "success", "unstable"} | {name for name, there in others.items() if there}
 
 
 @pytest.mark.parametrize("env_id", [env_id for env_id in FACTS if "grasp" not in env_id and env_id != "pusher2"])
@@ -114,7 +114,7 @@ def test_dist_and_success_are_those_of_the_observation(env_id):
     easy = 0.3 if "arm" in env_id else 2.0
     hard = 0.03 if "arm" in env_id else 0.05
     limits = {"success": env.goal_reach_thresh, "success_easy": easy, "success_hard": hard}
-    for name in state.metrics.keys() - {"dist"}:
+    for name in state.metrics.keys() - {"dist", "unstable"}:
         np.testing.assert_array_equal(state.metrics[name], state.metrics["dist"] < limits[name])
 
 
