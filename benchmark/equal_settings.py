@@ -1,10 +1,11 @@
-"""Training speed at the settings at which the peer, jaxgcrl 0.2.8, was measured: 64 environments, batch 256, two layers
-of 256, one update each 16 environment steps, episodes of 1,001 steps.
+"""Training speed at the settings at which the peer, jaxgcrl 0.2.8, is measured by `peer_speed.py`: reacher with 64
+environments and episodes of 1,001 steps, the peer's own defaults, or more work where they cannot be had.
 
-    python benchmark/equal_settings.py
+    python benchmark/equal_settings.py crl     # or sac, ppo
 """
 
 import dataclasses
+import importlib
 import itertools
 import sys
 import time
@@ -13,31 +14,46 @@ from pathlib import Path
 import jax
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from crl_jax import Args, make_schedule, make_train
 
-# The peer's losses, activation and learning rates too. The peer's figure leaves evaluation out; ours includes one
-# episode for every 80,000 steps.
-ARGS = Args(
-    num_envs=64, batch_size=256, width=256, depth=2, env_steps_per_update=16, episode_length=1001, unroll_length=50,
-    learning_starts=1000, activation="swish", contrastive_loss="fwd_infonce", actor_lr=3e-4, critic_lr=3e-4,
-    alpha_lr=3e-4, num_eval_envs=1,
-)  # fmt: skip
-EPOCHS, ITERATIONS = 4, 25
+# The peer's figure leaves evaluation out; ours includes one episode an epoch.
+COMMON = dict(num_envs=64, episode_length=1001, num_eval_envs=1)
+SETTINGS = {  # script, flags, iterations an epoch
+    # Batch 256, two layers of 256, an update for each 16 steps; the peer's losses, activation and learning rates too.
+    "crl": ("crl_jax", dict(
+        batch_size=256, width=256, depth=2, env_steps_per_update=16, unroll_length=50, learning_starts=1000,
+        activation="swish", contrastive_loss="fwd_infonce", actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4,
+    ), 25),
+    # Hindsight for all of a batch, `final`. The peer updates once for each 12.8 steps, we for each 12.
+    "sac": ("sac_her_jax", dict(
+        batch_size=256, width=256, depth=2, env_steps_per_update=12, unroll_length=51, learning_starts=1000,
+        her_ratio=1.0, her_strategy="final", gamma=0.9, actor_lr=1e-4, critic_lr=1e-4, alpha_lr=3e-4,
+    ), 25),
+    # 5,120 steps, 16 minibatches of 320, twice. The peer's policy has 4 layers of 32 units and its value function 5 of
+    # 256; ours have 5 of 256 both.
+    "ppo": ("ppo_jax", dict(
+        unroll_length=80, num_minibatches=16, update_epochs=2, width=256, depth=5, activation="swish", gamma=0.9,
+        clip_eps=0.3, entropy_coef=1e-4, learning_rate=1e-4, normalize_observations=False,
+    ), 40),
+}  # fmt: skip
+EPOCHS = 4
 
 
 def main():
-    warmup = make_schedule(ARGS).warmup_iterations
-    iterations = warmup + EPOCHS * ITERATIONS
-    steps = iterations * ARGS.num_envs * ARGS.unroll_length
-    args = dataclasses.replace(ARGS, total_timesteps=steps, num_evals=EPOCHS)
-    schedule = make_schedule(args)
+    script, flags, iterations = SETTINGS[sys.argv[1] if len(sys.argv) > 1 else "crl"]
+    module = importlib.import_module(script)
+    args = module.Args(**COMMON, **flags)
+    schedule = module.make_schedule(args)
+    iterations = schedule.warmup_iterations + EPOCHS * iterations
+    args = dataclasses.replace(args, total_timesteps=iterations * schedule.steps_per_iteration, num_evals=EPOCHS)
+    schedule = module.make_schedule(args)
     ends = []
-    init, train = make_train(args, log=lambda metrics: ends.append(time.perf_counter()))
+    init, train = module.make_train(args, log=lambda metrics: ends.append(time.perf_counter()))
     jax.block_until_ready(jax.jit(lambda key: train(init(key), EPOCHS))(jax.random.key(0)))
     steps = schedule.iterations_per_epoch * schedule.steps_per_iteration
     speeds = sorted(steps / (after - before) for before, after in itertools.pairwise(ends))
+    updates = schedule.updates_per_iteration / schedule.steps_per_iteration
     print(f"environment steps a second, {len(speeds)} epochs: {', '.join(f'{speed:,.0f}' for speed in speeds)}")
-    print(f"updates a second: {', '.join(f'{speed / args.env_steps_per_update:,.0f}' for speed in speeds)}")
+    print(f"updates a second: {', '.join(f'{speed * updates:,.0f}' for speed in speeds)}")
 
 
 if __name__ == "__main__":
