@@ -49,22 +49,31 @@ def final_state(script, directory):
     return args, checkpoint.restore(path, jax.eval_shape(init, jax.random.key(0))), info
 
 
+def finish(script, folder):
+    """A run that nobody disturbs; its directory."""
+    code, _, err = run(*flags(script), cwd=folder, script=f"{script}.py")
+    assert code == 0, err
+    return only_run(folder)
+
+
+@pytest.fixture(scope="module")
+def finished_crl(tmp_path_factory):
+    return finish("crl_jax", tmp_path_factory.mktemp("crl_jax"))
+
+
 @pytest.fixture(scope="module", params=list(OF_SCRIPT))
 def finished(request, tmp_path_factory):
-    """A run of each script that nobody disturbed: the script and the run's directory."""
-    folder = tmp_path_factory.mktemp(request.param)
-    code, _, err = run(*flags(request.param), cwd=folder, script=f"{request.param}.py")
-    assert code == 0, err
-    return request.param, only_run(folder)
+    """Each script, and the directory of an undisturbed run of it."""
+    script = request.param
+    if script == "crl_jax":
+        return script, request.getfixturevalue("finished_crl")
+    return script, finish(script, tmp_path_factory.mktemp(script))
 
 
 @pytest.fixture
-def crl_run(finished, tmp_path):
-    """A copy of the run of CRL, to be spoilt."""
-    script, directory = finished
-    if script != "crl_jax":
-        pytest.skip("one script is enough")
-    return shutil.copytree(directory, tmp_path / "runs" / directory.name)
+def crl_run(finished_crl, tmp_path):
+    """A copy of an undisturbed run, to be spoilt."""
+    return shutil.copytree(finished_crl, tmp_path / "runs" / finished_crl.name)
 
 
 def learning_curves(directory):
