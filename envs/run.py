@@ -86,6 +86,16 @@ def _check_memory(args, shapes: Any):
         raise ValueError(f"{flags}: the training needs {_size(need)} of memory, this machine has {_size(there)}{fix}")
 
 
+def _flush(writer: SummaryWriter):
+    """Writes what was logged to disk. tensorboardX's own flush does not wait for the events in its queue."""
+    queue = writer.file_writer.event_writer._event_queue
+    time.sleep(0.05)  # for its feeder
+    while not queue.empty():
+        time.sleep(0.01)
+    time.sleep(0.05)  # for the last event that was taken out
+    writer.flush()
+
+
 def _vmap_train(train, runners, num_epochs):
     return jax.vmap(lambda runner: train(runner, num_epochs))(runners)
 
@@ -252,7 +262,7 @@ class Run:
         info = dict(epoch=self._epoch, steps=self._steps, seconds=time.time() - self._zero, means=self._means)
         info["flags"] = flags_of(self.args)
         for writer in self._writers:
-            writer.flush()  # curves reach as far as the checkpoint, whatever ends the process
+            _flush(writer)  # curves reach as far as the checkpoint, whatever ends the process
         folder = self.directory / "checkpoints"
         try:
             size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
