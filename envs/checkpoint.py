@@ -25,7 +25,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _CHECKSUMS]
 
 
-def _finished(folder: Path) -> list[Path]:
+def finished(folder: Path) -> list[Path]:
     """All checkpoints in `folder`, the oldest first."""
     return sorted(path for path in folder.glob("epoch_*") if path.suffix == "")
 
@@ -55,7 +55,7 @@ def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    for old in _finished(folder)[:-keep]:
+    for old in finished(folder)[:-keep]:
         shutil.rmtree(old)
     return size
 
@@ -66,10 +66,10 @@ def newest(folder: Path) -> tuple[Path, dict]:
     Raises:
       ValueError: there is none, or it is damaged.
     """
-    finished = _finished(folder)
-    if not finished:
+    checkpoints = finished(folder)
+    if not checkpoints:
         raise ValueError(f"{folder} holds no checkpoint yet: start the run anew")
-    path = finished[-1].absolute()
+    path = checkpoints[-1].absolute()
     try:
         intact = json.loads((path / _CHECKSUMS).read_text()) == {
             str(file.relative_to(path)): _checksum(file) for file in _files(path)

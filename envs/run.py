@@ -49,7 +49,7 @@ def _size(num_bytes: float) -> str:
 
 
 def _num_bytes(tree: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _say(text: str):
@@ -172,7 +172,7 @@ class Run:
             with self._saving:
                 for writer in self._writers:
                     writer.close()
-                saved = any((self.directory / "checkpoints").glob("epoch_*[0-9]"))
+                saved = checkpoint.finished(self.directory / "checkpoints")
                 again = f"python {script_of(type(self.args))}.py --resume {self.directory}"
                 rest = f"to go on: {again}" if saved else f"logs, but no checkpoint yet, in {self.directory}"
                 print(f"{problem}; {rest}", file=sys.stderr, flush=True)
@@ -203,7 +203,7 @@ class Run:
     def _restore(self, shapes):
         self.directory = Path(self.args.resume)
         path, info = checkpoint.newest(self.directory / "checkpoints")
-        flags = json.loads((self.directory / "args.json").read_text())["flags"]
+        flags = flags_of(self.args)  # as read from args.json
         for name, value in info["flags"].items():
             if value != flags[name]:
                 wrong = f"{self.directory}/args.json has {name} {flags[name]}"
@@ -222,14 +222,12 @@ class Run:
 
             name, flags = self.directory.name, flags_of(args)
             wandb.init(id=name, name=name, dir=args.runs_dir, config=flags, sync_tensorboard=True, resume="allow")
-        self._seed_folders = []
-        if args.num_seeds > 1:
-            self._seed_folders = [self.directory / f"seed_{args.seed + i}" for i in range(args.num_seeds)]
-        flags = flags_of(args)
-        for folder in (self.directory, *self._seed_folders):
+        seeds = range(args.seed, args.seed + args.num_seeds) if args.num_seeds > 1 else ()
+        flags_in = {self.directory: flags_of(args)}
+        flags_in |= {self.directory / f"seed_{i}": flags_of(args) | {"seed": i, "num_seeds": 1} for i in seeds}
+        _, *self._seed_folders = flags_in
+        for folder, flags in flags_in.items():
             folder.mkdir(exist_ok=True)
-            if folder != self.directory:
-                flags |= {"seed": int(folder.name.removeprefix("seed_")), "num_seeds": 1}
             if not args.resume:
                 stored = {"script": script_of(type(args)), "flags": flags}
                 (folder / "args.json").write_text(json.dumps(stored, indent=1))
@@ -240,7 +238,7 @@ class Run:
         rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
         self._writers[0].add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}")
 
-        num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes.params)) // args.num_seeds
+        num_params = sum(x.size for x in jax.tree.leaves(shapes.params)) // args.num_seeds
         ratio = schedule.updates_per_iteration / schedule.steps_per_iteration
         buffer = f", {_size(_num_bytes(shapes.buffer))} of it for the buffer" if hasattr(shapes, "buffer") else ""
         lines = [
