@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from scipy.stats import binomtest
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import hparams
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer import event_file_writer
 
 from envs import checkpoint, render
 from envs.base import GoalEnv
@@ -86,14 +88,8 @@ def _check_memory(args, shapes: Any):
         raise ValueError(f"{flags}: the training needs {_size(need)} of memory, this machine has {_size(there)}{fix}")
 
 
-def _flush(writer: SummaryWriter):
-    """Writes what was logged to disk. tensorboardX's own flush does not wait for the events in its queue."""
-    queue = writer.file_writer.event_writer._event_queue
-    time.sleep(0.05)  # for its feeder
-    while not queue.empty():
-        time.sleep(0.01)
-    time.sleep(0.05)  # for the last event that was taken out
-    writer.flush()
+def _scalars(values: dict[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
 
 def _vmap_train(train, runners, num_epochs):
@@ -129,7 +125,7 @@ class Run:
                 import wandb  # noqa: F401
             except ImportError as error:
                 raise ValueError("--track: wandb is not installed; pip install wandb") from error
-        self._writers: list[SummaryWriter] = []
+        self._writers: list[event_file_writer.EventFileWriter] = []
         self._saving = threading.Lock()
         self._epoch, self._steps, self._means = 0, 0, {}
         self._zero = _START  # when a run that was never interrupted would have started
@@ -231,12 +227,16 @@ class Run:
             if not args.resume:
                 stored = {"script": script_of(type(args)), "flags": flags}
                 (folder / "args.json").write_text(json.dumps(stored, indent=1))
-            # What a killed run logged after its last checkpoint is going to be logged again.
-            purge_step = self._steps + 1 if args.resume else None
-            self._writers.append(SummaryWriter(str(folder), flush_secs=1, purge_step=purge_step))
-        self._flags = flags_of(args) | {"backend": self.env.backend}
-        rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
-        self._writers[0].add_text("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}")
+            # By its full name, which is where wandb replaces it.
+            writer = event_file_writer.EventFileWriter(str(folder), flush_secs=1)
+            if args.resume:  # what was logged after the checkpoint is going to be logged again
+                writer.add_event(Event(step=self._steps + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._writers.append(writer)
+        flags = flags_of(args) | {"backend": self.env.backend}
+        rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
+        texts = {name: str(value) if value is None else value for name, value in flags.items()}
+        self._add(hparams_pb(texts, trial_id=self.directory.name))
+        self._add(text_pb("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}"))
 
         num_params = sum(x.size for x in jax.tree.leaves(shapes.params)) // args.num_seeds
         ratio = schedule.updates_per_iteration / schedule.steps_per_iteration
@@ -260,7 +260,7 @@ class Run:
         info = dict(epoch=self._epoch, steps=self._steps, seconds=time.time() - self._zero, means=self._means)
         info["flags"] = flags_of(self.args)
         for writer in self._writers:
-            _flush(writer)  # curves reach as far as the checkpoint, whatever ends the process
+            writer.flush()  # curves reach as far as the checkpoint, whatever ends the process
         folder = self.directory / "checkpoints"
         try:
             size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
@@ -295,10 +295,9 @@ class Run:
         for name, value in means.items():
             if not math.isfinite(value):
                 self._stop(f"{name} is {value} in epoch {self._epoch}")
-            self._writers[0].add_scalar(name, value, steps)
-        for i, writer in enumerate(self._writers[1:]):
-            for name, value in metrics.items():
-                writer.add_scalar(name, value[i], steps)
+        self._add(_scalars(means), steps)
+        for i in range(len(self._seed_folders)):
+            self._add(_scalars({name: value[i] for name, value in metrics.items()}), steps, i + 1)
         self._steps, self._means = steps, means
         left = (schedule.num_epochs - self._epoch) * (now - self._last_time)
         self._last_time = now
@@ -306,28 +305,26 @@ class Run:
         line += "".join(f" {means[name]:>{width}{precision}}" for name, (_, width, precision) in _COLUMNS.items())
         _say(f"{line} {_clock(now - self._zero):>8} {_clock(left):>8}")
 
+    def _add(self, summary: Summary, step: int = 0, writer: int = 0):
+        """Hands a summary to TensorBoard, for the run itself or, from 1 on, for one of its seeds."""
+        self._writers[writer].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
     def _stop(self, problem: str):
         """Ends the training, from whichever thread notices that it makes no sense to go on."""
         self._problem = problem
         raise FloatingPointError(problem)
 
     def _finish(self):
-        """Hyperparameters beside final results, the film, and where everything is."""
-        results = {name: value for name, value in self._means.items() if name.startswith("eval/")}
-        texts = {
-            name: value if isinstance(value, int | float | str) else str(value) for name, value in self._flags.items()
-        }
-        for summary in hparams(texts, results):
-            self._writers[0].file_writer.add_summary(summary)
+        """The film, and where everything is."""
         example = (self._seed_folders or [self.directory])[0]
         if self.args.capture_video:
             policy = checkpoint.load_policy(example / "policy.jax")
+            results = {name: value for name, value in self._means.items() if name.startswith("eval/")}
             gif = film(self.args, self.eval_env, policy, self.directory / "film", results)
             with Image.open(gif) as picture:
                 width, height = picture.size
             image = Summary.Image(encoded_image_string=gif.read_bytes(), width=width, height=height, colorspace=3)
-            summary = Summary(value=[Summary.Value(tag="film", image=image)])  # TensorBoard plays it
-            self._writers[0].file_writer.add_summary(summary, self._steps)
+            self._add(Summary(value=[Summary.Value(tag="film", image=image)]), self._steps)  # TensorBoard plays it
         for writer in self._writers:
             writer.close()
         _say(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {example}")

@@ -233,7 +233,7 @@ def test_tensorboard_has_hyperparameters_and_film(tmp_path):
     directory = only_run(tmp_path)
     events = EventAccumulator(str(directory))
     events.Reload()
-    assert "| width | 8 |" in events.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| width | 8 |" in events.Tensors("hyperparameters")[0].tensor_proto.string_val[0].decode()
     assert "_hparams_/session_start_info" in events.SummaryMetadata.__self__.summary_metadata
     if film:
         image = events.Images("film")[0].encoded_image_string
