@@ -60,6 +60,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     energy: str = "norm"  # similarity of two representations: norm, l2, dot or cosine
     contrastive_loss: str = "sym_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
+    noise_correlation: float = 0.0  # of exploration noise from step to step; near 1 it moves what is heavy
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
@@ -130,14 +131,24 @@ def action_distribution(actor_out):
     return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
 
 
-def sample_action(actor_out, key):
-    """An action in [-1, 1], (..., action_dim), and the logarithm of its probability density, (...,)."""
+def sample_action(actor_out, noise):
+    """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
     mean, log_std = action_distribution(actor_out)
-    noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
     return jnp.tanh(u), log_prob.sum(-1)
+
+
+def correlated_noise(key, shape, correlation):
+    """Standard normal noise, (time, ...), each step's correlated with that of the step before: an AR(1) process."""
+
+    def step(noise, fresh):
+        noise = correlation * noise + math.sqrt(1 - correlation**2) * fresh
+        return noise, noise
+
+    fresh = jax.random.normal(key, (shape[0] + 1, *shape[1:]))
+    return jax.lax.scan(step, fresh[0], fresh[1:])[1]
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
@@ -247,13 +258,13 @@ class Networks(NamedTuple):
     psi: MLP  # ψ: goal -> representation
 
 
-def crl_loss(params, batch, key, networks, args):
+def crl_loss(params, batch, noise, networks, args):
     """The losses of critic, actor and α in one sum; stop-gradients keep each from the others' parameters.
 
     Args:
       params: dict of `actor`, `phi`, `psi` and `log_alpha`.
       batch: state s (batch, state_dim), action a (batch, action_dim), future goal g (batch, goal_dim).
-      key: of the policy's noise.
+      noise: standard normal (batch, action_dim), picks the policy's actions.
     Returns:
       the sum, and a dict of scalars to log.
     """
@@ -266,7 +277,7 @@ def crl_loss(params, batch, key, networks, args):
     critic_loss = CONTRASTIVE_LOSSES[args.contrastive_loss](logits) + args.logsumexp_penalty * jnp.mean(lse**2)
 
     alpha = jnp.exp(params["log_alpha"])
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), key)
+    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise)
     policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
     actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)))
 
@@ -331,6 +342,7 @@ def make_schedule(args):
             lowest = lowest_of.get(flag, int(isinstance(value, int)))
             check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
+    check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)
@@ -431,17 +443,18 @@ def make_train(args, env=None, eval_env=None, log=None):
     def unroll(runner):
         """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
 
-        def step(env_state, key):
+        def step(env_state, noise):
             state, _ = split_obs(env_state.obs)
-            action, _ = sample_action(policy(networks, runner, env_state.obs), key)
+            action, _ = sample_action(policy(networks, runner, env_state.obs), noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_goal = env_state.info["next_obs"][:, goal_indices]
             return env_state, (Transition(state, action, next_goal), traj_id)
 
-        key, unroll_key = jax.random.split(runner.key)
-        keys = jax.random.split(unroll_key, args.unroll_length)
-        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, keys)
+        key, noise_key = jax.random.split(runner.key)
+        shape = (args.unroll_length, args.num_envs, env.action_size)
+        noise = correlated_noise(noise_key, shape, args.noise_correlation)
+        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key)
 
@@ -458,8 +471,8 @@ def make_train(args, env=None, eval_env=None, log=None):
         shape = (schedule.updates_per_iteration, args.batch_size)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma)
         batches = now.state, now.action, future.next_goal
-        keys = jax.random.split(noise_key, schedule.updates_per_iteration)
-        carry, metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, keys))
+        noise = jax.random.normal(noise_key, now.action.shape)
+        carry, metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
         runner = runner._replace(params=carry[0], opt_state=carry[1], key=key)
         return runner, jax.tree.map(jnp.mean, metrics)
 

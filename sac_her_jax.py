@@ -59,6 +59,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     her_strategy: str = "future"  # that goal: future (any later step, each as likely) or final (the last one)
 
     tau: float = 0.005  # share of the way that the target critics follow in each update
+    noise_correlation: float = 0.0  # of exploration noise from step to step; near 1 it moves what is heavy
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -128,14 +129,24 @@ def action_distribution(actor_out):
     return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
 
 
-def sample_action(actor_out, key):
-    """An action in [-1, 1], (..., action_dim), and the logarithm of its probability density, (...,)."""
+def sample_action(actor_out, noise):
+    """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
     mean, log_std = action_distribution(actor_out)
-    noise = jax.random.normal(key, mean.shape)
     u = mean + jnp.exp(log_std) * noise
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
     return jnp.tanh(u), log_prob.sum(-1)
+
+
+def correlated_noise(key, shape, correlation):
+    """Standard normal noise, (time, ...), each step's correlated with that of the step before: an AR(1) process."""
+
+    def step(noise, fresh):
+        noise = correlation * noise + math.sqrt(1 - correlation**2) * fresh
+        return noise, noise
+
+    fresh = jax.random.normal(key, (shape[0] + 1, *shape[1:]))
+    return jax.lax.scan(step, fresh[0], fresh[1:])[1]
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
@@ -212,32 +223,31 @@ class Networks(NamedTuple):
     critic: MLP  # Q: (state, action, goal) -> value, for both critics
 
 
-def sac_loss(params, target_critics, batch, key, networks, args):
+def sac_loss(params, target_critics, batch, noise, networks, args):
     """The losses of critics, actor and α in one sum; stop-gradients keep each from the others' parameters.
 
     Args:
       params: dict of `actor`, `critics` (a pair) and `log_alpha`.
       target_critics: a pair like `critics`.
       batch: `Transition` of (batch, ...), and the reward of each, (batch,).
-      key: of the policy's noise.
+      noise: standard normal (2, batch, action_dim), picks the policy's actions in the next state and in this one.
     Returns:
       the sum, and a dict of scalars to log.
     """
     (state, action, goal, next_state, terminated), reward = batch
     stop = jax.lax.stop_gradient
-    next_key, key = jax.random.split(key)
     alpha = jnp.exp(params["log_alpha"])
 
     def q_values(critics, state, action):  # (2, batch)
         return jnp.stack([networks.critic.apply(critic, state, action, goal)[..., 0] for critic in critics])
 
-    next_action, next_log_prob = sample_action(networks.actor.apply(params["actor"], next_state, goal), next_key)
+    next_action, next_log_prob = sample_action(networks.actor.apply(params["actor"], next_state, goal), noise[0])
     next_value = q_values(target_critics, next_state, next_action).min(0) - alpha * next_log_prob
     target = stop(reward + args.gamma * (1 - terminated) * next_value)
     q = q_values(params["critics"], state, action)
     critic_loss = jnp.mean(jnp.sum((q - target) ** 2, axis=0))
 
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), key)
+    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise[1])
     policy_q = q_values(stop(params["critics"]), state, policy_action).min(0)
     actor_loss = jnp.mean(stop(alpha) * log_prob - policy_q)
 
@@ -300,6 +310,7 @@ def make_schedule(args):
             lowest = lowest_of.get(flag, int(isinstance(value, int)))
             check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
+    check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
     check(0 <= args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
     check(0 < args.tau <= 1, "tau", "must lie between 0, excluded, and 1")
     blocks, rest = divmod(args.depth, 4)
@@ -401,18 +412,19 @@ def make_train(args, env=None, eval_env=None, log=None):
     def unroll(runner):
         """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
 
-        def step(env_state, key):
+        def step(env_state, noise):
             state, goal = split_obs(env_state.obs)
-            action, _ = sample_action(policy(networks, runner, env_state.obs), key)
+            action, _ = sample_action(policy(networks, runner, env_state.obs), noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_state, _ = split_obs(env_state.info["next_obs"])
             terminated = env_state.done - env_state.info["truncation"]
             return env_state, (Transition(state, action, goal, next_state, terminated), traj_id)
 
-        key, unroll_key = jax.random.split(runner.key)
-        keys = jax.random.split(unroll_key, args.unroll_length)
-        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, keys)
+        key, noise_key = jax.random.split(runner.key)
+        shape = (args.unroll_length, args.num_envs, env.action_size)
+        noise = correlated_noise(noise_key, shape, args.noise_correlation)
+        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key)
 
@@ -432,9 +444,9 @@ def make_train(args, env=None, eval_env=None, log=None):
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
         get_reward = jax.vmap(jax.vmap(env.get_reward))  # for the state after the action, and the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
-        keys = jax.random.split(noise_key, schedule.updates_per_iteration)
+        noise = jax.random.normal(noise_key, (shape[0], 2, shape[1], env.action_size))
         carry = runner.params, runner.target_critics, runner.opt_state
-        carry, metrics = jax.lax.scan(update, carry, ((batches, rewards), keys))
+        carry, metrics = jax.lax.scan(update, carry, ((batches, rewards), noise))
         params, target_critics, opt_state = carry
         runner = runner._replace(params=params, target_critics=target_critics, opt_state=opt_state, key=key)
         return runner, jax.tree.map(jnp.mean, metrics)

@@ -17,6 +17,7 @@ from crl_jax import (
     Args,
     Networks,
     action_distribution,
+    correlated_noise,
     crl_loss,
     energy_of_pairs,
     energy_of_rows,
@@ -106,18 +107,18 @@ def make_problem(**flags):
         "psi": networks.psi.init(key, goal),
         "log_alpha": jnp.float32(-0.7),
     }
-    return args, networks, params, (state, action, goal), key
+    return args, networks, params, (state, action, goal), draw(BATCH, 2, seed=4)
 
 
 @pytest.mark.parametrize("energy", ENERGIES)
 @pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
 def test_crl_loss(energy, loss):
-    args, networks, params, batch, key = make_problem(energy=energy, contrastive_loss=loss, logsumexp_penalty=0.3)
-    total, metrics = jax.jit(lambda *x: crl_loss(*x, networks, args))(params, batch, key)
+    args, networks, params, batch, noise = make_problem(energy=energy, contrastive_loss=loss, logsumexp_penalty=0.3)
+    total, metrics = jax.jit(lambda *x: crl_loss(*x, networks, args))(params, batch, noise)
     state, action, goal = batch
     phi = networks.phi.apply(params["phi"], state, action)
     psi = networks.psi.apply(params["psi"], goal)
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), key)
+    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise)
     policy_phi = networks.phi.apply(params["phi"], state, policy_action)
 
     logits = numpy_logits(energy, phi, psi)
@@ -144,7 +145,7 @@ def test_crl_loss(energy, loss):
 
 
 def test_each_loss_moves_its_own_parameters_only():
-    args, networks, params, batch, key = make_problem(contrastive_loss="fwd_infonce")
+    args, networks, params, batch, noise = make_problem(contrastive_loss="fwd_infonce")
     state, action, goal = batch
 
     def critic_loss(phi_params, psi_params):
@@ -155,15 +156,15 @@ def test_each_loss_moves_its_own_parameters_only():
         return jnp.mean(lse - jnp.diag(logits)) + args.logsumexp_penalty * jnp.mean(lse**2)
 
     def actor_loss(actor_params):
-        policy_action, log_prob = sample_action(networks.actor.apply(actor_params, state, goal), key)
+        policy_action, log_prob = sample_action(networks.actor.apply(actor_params, state, goal), noise)
         phi, psi = networks.phi.apply(params["phi"], state, policy_action), networks.psi.apply(params["psi"], goal)
         return jnp.mean(jnp.exp(params["log_alpha"]) * log_prob - energy_of_rows("norm", phi, psi))
 
     def alpha_loss(log_alpha):
-        _, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), key)
+        _, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise)
         return jnp.exp(log_alpha) * (-jnp.mean(log_prob) - args.target_entropy * 2)
 
-    gradient = jax.grad(lambda params: crl_loss(params, batch, key, networks, args)[0])(params)
+    gradient = jax.grad(lambda params: crl_loss(params, batch, noise, networks, args)[0])(params)
     phi_gradient, psi_gradient = jax.grad(critic_loss, argnums=(0, 1))(params["phi"], params["psi"])
     expected = {
         "actor": jax.grad(actor_loss)(params["actor"]),
@@ -178,7 +179,7 @@ def test_each_loss_moves_its_own_parameters_only():
 def test_action_density_integrates_to_one(raw_mean, raw_log_std):
     """log_prob, as a function of the action, is the logarithm of a density on (-1, 1)."""
     out = jnp.array([raw_mean, raw_log_std])
-    actions, log_probs = jax.vmap(lambda key: sample_action(out, key))(jax.random.split(jax.random.key(0), 50_000))
+    actions, log_probs = jax.vmap(sample_action, (None, 0))(out, jax.random.normal(jax.random.key(0), (50_000, 1)))
     actions, log_probs = np.float64(actions[:, 0]), np.float64(log_probs)
     order = np.argsort(actions)
     actions, density = actions[order], np.exp(log_probs[order])
@@ -192,15 +193,15 @@ def test_action_density_integrates_to_one(raw_mean, raw_log_std):
 
 @pytest.mark.parametrize("mean", [-40.0, -12.0, 12.0, 40.0])
 def test_log_prob_is_exact_where_tanh_saturates(mean):
-    key = jax.random.key(1)
-    out = jnp.array([mean, -3.0])
-    _, log_prob = sample_action(out, key)
+    out, noise = jnp.array([mean, -3.0]), jnp.array([-0.7])
+    _, log_prob = sample_action(out, noise)
     log_std = np.float64(action_distribution(out)[1][0])
-    noise = np.float64(jax.random.normal(key, (1,))[0])
-    u = np.longdouble(mean + np.exp(log_std) * noise)
+    u = np.longdouble(mean + np.exp(log_std) * np.float64(noise[0]))
     log_one_minus_tanh_sq = -2 * (np.logaddexp(u, -u) - np.log(np.longdouble(2)))  # 1 - tanh² = 1 / cosh²
-    assert log_prob == pytest.approx(float(scipy.stats.norm.logpdf(noise) - log_std - log_one_minus_tanh_sq), rel=1e-5)
-    gradient = jax.grad(lambda out: sample_action(out, key)[1])(out)
+    assert log_prob == pytest.approx(
+        float(scipy.stats.norm.logpdf(noise[0]) - log_std - log_one_minus_tanh_sq), rel=1e-5
+    )
+    gradient = jax.grad(lambda out: sample_action(out, noise)[1])(out)
     assert np.isfinite(gradient).all()
 
 
@@ -252,8 +253,8 @@ def test_depth_costs_no_compiled_code():
     """64 layers compile to about as much code as 8: the blocks are scanned, not unrolled."""
 
     def instructions(depth):
-        args, networks, params, batch, key = make_problem(depth=depth, residual=True, layer_norm=True)
-        gradient = jax.grad(lambda params: crl_loss(params, batch, key, networks, args)[0])
+        args, networks, params, batch, noise = make_problem(depth=depth, residual=True, layer_norm=True)
+        gradient = jax.grad(lambda params: crl_loss(params, batch, noise, networks, args)[0])
         return jax.jit(gradient).lower(params).compile().as_text().count("\n")
 
     assert instructions(64) < 1.1 * instructions(8)
@@ -262,15 +263,15 @@ def test_depth_costs_no_compiled_code():
 @pytest.mark.parametrize("activation", ["swish", "relu"])
 def test_contrastive_learning_finds_the_pairs(activation):
     """The critic alone, on states whose goal is a known function of them, learns to tell the goals apart."""
-    args, networks, params, _, key = make_problem(activation=activation)
+    args, networks, params, *_ = make_problem(activation=activation)
     state = draw(64, 6, seed=5)
-    batch = state, np.tanh(draw(64, 2, seed=6)), state[:, :3]
+    batch, noise = (state, np.tanh(draw(64, 2, seed=6)), state[:, :3]), draw(64, 2, seed=7)
     optimizer = optax.adam(3e-3)
 
     @jax.jit
     def learn(params):
         def step(carry, _):
-            gradient, metrics = jax.grad(crl_loss, has_aux=True)(carry[0], batch, key, networks, args)
+            gradient, metrics = jax.grad(crl_loss, has_aux=True)(carry[0], batch, noise, networks, args)
             updates, opt_state = optimizer.update(gradient, carry[1])
             return (optax.apply_updates(carry[0], updates), opt_state), metrics
 
@@ -278,3 +279,11 @@ def test_contrastive_learning_finds_the_pairs(activation):
 
     metrics = learn(params)
     assert metrics["categorical_accuracy"][0] < 0.2 < 0.8 < metrics["categorical_accuracy"][-1]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
+def test_correlated_noise_is_standard_normal_at_each_step(correlation):
+    noise = np.float64(correlated_noise(jax.random.key(0), (12, 40_000), correlation))
+    np.testing.assert_allclose(noise.mean(1), 0, atol=0.025)
+    expected = correlation ** np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    np.testing.assert_allclose(np.cov(noise), expected, atol=0.035)

@@ -118,23 +118,21 @@ def test_losses():
     targets = tuple(networks.critic.init(key, state, action, goal) for key in keys[2:4])
     params = {"actor": networks.actor.init(keys[4], state, goal), "critics": critics, "log_alpha": jnp.log(0.3)}
     batch = (Transition(state, action, goal, next_state, terminated), reward)
-    key = jax.random.key(7)
-    total, metrics = sac_loss(params, targets, batch, key, networks, args)
+    noise = rng.standard_normal((2, 5, 2)).astype(np.float32)
+    total, metrics = sac_loss(params, targets, batch, noise, networks, args)
 
-    def act(observed, key):
+    def act(observed, noise):
         mean, log_std = map(np.float64, action_distribution(numpy_mlp(params["actor"], observed, goal)))
-        noise = np.float64(jax.random.normal(key, mean.shape))
         u = mean + np.exp(log_std) * noise
         log_prob = scipy.stats.norm.logpdf(u, mean, np.exp(log_std)) - np.log(1 - np.tanh(u) ** 2)
         return np.tanh(u), log_prob.sum(-1)
 
-    next_key, key = jax.random.split(key)
-    next_action, next_log_prob = act(next_state, next_key)
+    next_action, next_log_prob = act(next_state, noise[0])
     lowest = np.minimum(*(numpy_mlp(critic, next_state, next_action, goal)[:, 0] for critic in targets))
     y = reward + 0.9 * (1 - terminated) * (lowest - 0.3 * next_log_prob)
     q = [numpy_mlp(critic, state, action, goal)[:, 0] for critic in critics]
     critic_loss = np.mean((q[0] - y) ** 2 + (q[1] - y) ** 2)
-    policy_action, log_prob = act(state, key)
+    policy_action, log_prob = act(state, noise[1])
     policy_q = np.minimum(*(numpy_mlp(critic, state, policy_action, goal)[:, 0] for critic in critics))
     actor_loss = np.mean(0.3 * log_prob - policy_q)
     alpha_loss = 0.3 * (-log_prob.mean() + 0.7 * 2)
@@ -144,7 +142,9 @@ def test_losses():
     assert total == pytest.approx(critic_loss + actor_loss + alpha_loss, rel=1e-4)
 
     def gradient(part, of):
-        return jax.grad(lambda p: sac_loss({**params, of: p}, targets, batch, key, networks, args)[1][part])(params[of])
+        return jax.grad(lambda p: sac_loss({**params, of: p}, targets, batch, noise, networks, args)[1][part])(
+            params[of]
+        )
 
     def is_zero(tree):
         return all(not np.any(x) for x in jax.tree.leaves(tree))
@@ -185,6 +185,7 @@ def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (dict(noise_correlation=1.0), "--noise-correlation 1.0: must be less than 1"),
         (dict(her_ratio=1.5), "--her-ratio 1.5: must lie between 0 and 1"),
         (dict(her_strategy="last"), "--her-strategy last: choose one of future, final"),
         (dict(tau=0.0), "--tau 0.0: must lie between 0"),

@@ -66,7 +66,7 @@ CHANGES_OF_ALL = dict(
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, target_entropy=-2.0, actor_lr=1e-2,
-    critic_lr=1e-2, alpha_lr=1e-2,
+    critic_lr=1e-2, alpha_lr=1e-2, noise_correlation=0.5,
 )  # fmt: skip
 
 
@@ -115,12 +115,13 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
     shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "act", "evaluate", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
         shared += ["sample_action", "Buffer", "buffer_init", "buffer_add", "unroll", "epoch", "policy", "split_obs"]
+        shared += ["correlated_noise"]
     for name in shared:
         # CRL never looks at a reward, and SAC's transitions have other fields.
         texts = {part(module, name).replace(", args.dense_reward", "") for module in (one, other)}
         if name == "unroll":
             texts = {
-                text[: text.index("        def step")] + text[text.index("        key, unroll_key") :] for text in texts
+                text[: text.index("        def step")] + text[text.index("        key, noise_key") :] for text in texts
             }
         assert len(texts) == 1, name
 
