@@ -12,10 +12,11 @@ whose right answer is row j; what belongs to other pairs serves as negatives. Wi
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is log p(g | s, a) - log p(g) up to a constant: how much likelier g is to be reached, discounted by γ,
-after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to the
-goal, with as much entropy as α asks for (H̄ is the target):
+after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to a
+goal g', with as much entropy as α asks for (H̄ is the target). For a share of the rows g' is another row's goal, since
+what the actor is asked for in the end is mostly not where that trajectory went anyway; for the others it is g:
 
-    L(π) = mean( α log π(a | s, g) - f(s, a, g) ),  a ~ π(· | s, g)        L(α) = α · mean( -log π(a | s, g) - H̄ )
+    L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
 Papers: Eysenbach et al. 2022 (arXiv 2206.07568), Bortkiewicz et al. 2025 (arXiv 2408.11052, the benchmark) and Wang et
 al. 2025 (arXiv 2503.14858, deep residual networks).
@@ -60,6 +61,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     energy: str = "norm"  # similarity of two representations: norm, l2, dot or cosine
     contrastive_loss: str = "sym_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
+    random_goals: float = 0.5  # share of a batch for which the actor's goal is another row's
     noise_correlation: float = 0.0  # of exploration noise from step to step; near 1 it moves what is heavy
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -277,9 +279,11 @@ def crl_loss(params, batch, noise, networks, args):
     critic_loss = CONTRASTIVE_LOSSES[args.contrastive_loss](logits) + args.logsumexp_penalty * jnp.mean(lse**2)
 
     alpha = jnp.exp(params["log_alpha"])
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise)
+    row = jnp.arange(len(goal))
+    row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)  # of g': rows are independent
+    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[row]), noise)
     policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
-    actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)))
+    actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)[row]))
 
     entropy = -jnp.mean(log_prob)
     alpha_loss = alpha * stop(entropy - args.target_entropy * action.shape[-1])
@@ -336,12 +340,9 @@ def make_schedule(args):
 
     for flag, choices in dict(energy=ENERGIES, contrastive_loss=CONTRASTIVE_LOSSES, activation=ACTIVATIONS).items():
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    lowest_of = {"seed": 0, "batch_size": 2, "target_entropy": -(2**31)}
-    for flag, value in vars(args).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            lowest = lowest_of.get(flag, int(isinstance(value, int)))
-            check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
+    check(args.batch_size > 1, "batch_size", "at least 2, or there are no negatives")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
+    check(args.random_goals <= 1, "random_goals", "must lie between 0 and 1")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")

@@ -268,11 +268,6 @@ def make_schedule(args):
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
 
     check(args.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
-    lowest_of = {"seed": 0}
-    for flag, value in vars(args).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            lowest = lowest_of.get(flag, int(isinstance(value, int)))
-            check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(0 <= args.gae_lambda <= 1, "gae_lambda", "must lie between 0 and 1")
     check(args.clip_eps > 0, "clip_eps", "must be positive")

@@ -304,11 +304,6 @@ def make_schedule(args):
 
     for flag, choices in dict(her_strategy=HER_STRATEGIES, activation=ACTIVATIONS).items():
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    lowest_of = {"seed": 0, "target_entropy": -(2**31)}
-    for flag, value in vars(args).items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            lowest = lowest_of.get(flag, int(isinstance(value, int)))
-            check(lowest <= value < 2**31, flag, f"must be a number, at least {lowest} and less than 2**31")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
     check(0 <= args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")

@@ -1,12 +1,12 @@
-"""Training speed at the settings at which the peer, jaxgcrl 0.2.8, is measured by `peer_speed.py`: reacher with 64
-environments and episodes of 1,001 steps, the peer's own defaults, or more work where they cannot be had.
+"""Training speed at the settings at which the peer, jaxgcrl 0.2.8, is measured by `peer_speed.py`: 64 environments and
+episodes of 1,001 steps, the peer's own defaults, or more work where they cannot be had.
 
-    python benchmark/equal_settings.py crl     # or sac, ppo
+    python benchmark/equal_settings.py crl --env-id reacher    # or sac, ppo
 """
 
+import argparse
 import dataclasses
 import importlib
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -16,12 +16,13 @@ import jax
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 # The peer's figure leaves evaluation out; ours includes one episode an epoch.
-COMMON = dict(num_envs=64, episode_length=1001, num_eval_envs=1)
+COMMON = dict(episode_length=1001, num_eval_envs=1)
 SETTINGS = {  # script, flags, iterations an epoch
     # Batch 256, two layers of 256, an update for each 16 steps; the peer's losses, activation and learning rates too.
     "crl": ("crl_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=16, unroll_length=50, learning_starts=1000,
         activation="swish", contrastive_loss="fwd_infonce", actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4,
+        random_goals=0.0,
     ), 25),
     # Hindsight for all of a batch, `final`. The peer updates once for each 12.8 steps, we for each 12.
     "sac": ("sac_her_jax", dict(
@@ -39,21 +40,27 @@ EPOCHS = 4
 
 
 def main():
-    script, flags, iterations = SETTINGS[sys.argv[1] if len(sys.argv) > 1 else "crl"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("algorithm", choices=SETTINGS)
+    parser.add_argument("--env-id", default="reacher")
+    parser.add_argument("--num-envs", type=int, default=64)
+    given = parser.parse_args()
+    script, flags, iterations = SETTINGS[given.algorithm]
     module = importlib.import_module(script)
-    args = module.Args(**COMMON, **flags)
+    args = module.Args(env_id=given.env_id, num_envs=given.num_envs, **COMMON, **flags)
     schedule = module.make_schedule(args)
     iterations = schedule.warmup_iterations + EPOCHS * iterations
     args = dataclasses.replace(args, total_timesteps=iterations * schedule.steps_per_iteration, num_evals=EPOCHS)
     schedule = module.make_schedule(args)
-    ends = []
-    init, train = module.make_train(args, log=lambda metrics: ends.append(time.perf_counter()))
+    ends, steps = [], schedule.iterations_per_epoch * schedule.steps_per_iteration
+
+    def log(metrics):
+        ends.append(time.perf_counter())
+        speed = steps / (ends[-1] - ends[-2]) if len(ends) > 1 else 0  # the first epoch's would include compiling
+        print(f"{speed:.0f} environment steps a second", flush=True)
+
+    init, train = module.make_train(args, log=log)
     jax.block_until_ready(jax.jit(lambda key: train(init(key), EPOCHS))(jax.random.key(0)))
-    steps = schedule.iterations_per_epoch * schedule.steps_per_iteration
-    speeds = sorted(steps / (after - before) for before, after in itertools.pairwise(ends))
-    updates = schedule.updates_per_iteration / schedule.steps_per_iteration
-    print(f"environment steps a second, {len(speeds)} epochs: {', '.join(f'{speed:,.0f}' for speed in speeds)}")
-    print(f"updates a second: {', '.join(f'{speed * updates:,.0f}' for speed in speeds)}")
 
 
 if __name__ == "__main__":

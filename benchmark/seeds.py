@@ -1,13 +1,14 @@
-"""Trains one script for five seeds, one after the other, and prints the README's table.
+"""Trains one script for several seeds, one after the other, and prints the README's table.
 
     python benchmark/seeds.py crl_jax.py
     python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 2000000
 
 Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
-cache, the others find what it left.
+cache, the others find what it left. `--csv FILE` keeps all evaluations, for `plot.py`.
 """
 
 import argparse
+import csv
 import os
 import statistics
 import subprocess
@@ -17,51 +18,77 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TITLES = (
+    "seed", "first evaluation, s", "success rate ≥ 0.95, s", "time near goal ≥ 0.7, s", "end of run, s",
+    "success rate at the end", "time near goal at the end", "peak memory, MB",
+)  # fmt: skip
 
 
 def run(command, cwd, environment):
-    """Rows (seconds since the start of the process, steps, success rate, time near goal), and the whole time taken."""
+    """Rows (steps, seconds since the start of the process, success rate, time near goal, final distance), the seconds
+    that all of it took, and the largest memory in MB."""
     start = time.time()
     rows = []
-    with subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE) as process:
-        for line in process.stdout:
-            fields = line.replace(",", "").split()
-            if len(fields) == 8 and "/" in fields[0]:
-                rows.append((time.time() - start, int(fields[1]), float(fields[3]), float(fields[4])))
+    process = subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE)
+    for line in process.stdout:
+        fields = line.replace(",", "").split()
+        if len(fields) == 8 and "/" in fields[0]:
+            rows.append((int(fields[1]), time.time() - start, *map(float, fields[3:6])))
+    _, process.returncode, usage = os.wait4(process.pid, 0)
     if process.returncode:
         sys.exit(f"{command} failed")
-    return rows, time.time() - start
+    return rows, time.time() - start, usage.ru_maxrss / 1000
 
 
 def first(rows, column, threshold):
     """Seconds until the first evaluation that reaches the threshold; infinite if none does."""
-    return next((row[0] for row in rows if row[column] >= threshold), float("inf"))
+    return next((row[1] for row in rows if row[column] >= threshold), float("inf"))
+
+
+def line_of(name, row):
+    cells = [str(name), *(f"{x:.0f}" for x in row[:4]), *(f"{x:.3f}" for x in row[4:6]), f"{row[6]:.0f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("flags", nargs="*", help="flags for the script, after --")
-    args = parser.parse_args()
+    parser.add_argument("--csv", type=Path, help="file to which each evaluation of each seed is added")
+    parser.epilog = "What follows -- are flags for the script."
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
+    args = parser.parse_args(own)
     table = []
-    print(
-        "| seed | first evaluation, s | success rate 0.95, s | time near goal 0.7, s | at the end, s | success | near |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         for seed in args.seeds:
-            command = [sys.executable, ROOT / args.script, "--seed", str(seed), *args.flags]
-            rows, seconds = run(command, folder, environment)
-            row = [rows[0][0], first(rows, 2, 0.95), first(rows, 3, 0.7), seconds, *rows[-1][2:]]
-            table.append(row)
-            print(
-                f"| {seed} | " + " | ".join(f"{x:.0f}" for x in row[:4]) + f" | {row[4]:.3f} | {row[5]:.3f} |",
-                flush=True,
-            )
-    medians = [statistics.median(column) for column in zip(*table, strict=True)]
-    print("| median | " + " | ".join(f"{x:.0f}" for x in medians[:4]) + f" | {medians[4]:.3f} | {medians[5]:.3f} |")
+            command = [sys.executable, ROOT / args.script, "--seed", str(seed), *flags]
+            rows, seconds, memory = run(command, folder, environment)
+            table.append([rows[0][1], first(rows, 2, 0.95), first(rows, 3, 0.7), seconds, *rows[-1][2:4], memory])
+            print(line_of(seed, table[-1]), flush=True)
+            if args.csv:
+                args.csv.parent.mkdir(parents=True, exist_ok=True)
+                with args.csv.open("a", newline="") as file:
+                    writer = csv.writer(file)
+                    if not file.tell():
+                        writer.writerow(
+                            (
+                                "command",
+                                "seed",
+                                "steps",
+                                "seconds",
+                                "success_rate",
+                                "time_near_goal",
+                                "final_dist",
+                                "mb",
+                            )
+                        )
+                    name = " ".join((args.script, *flags))
+                    writer.writerows((name, seed, row[0], f"{row[1]:.1f}", *row[2:], f"{memory:.0f}") for row in rows)
+    print(line_of("median", [statistics.median(column) for column in zip(*table, strict=True)]))
 
 
 if __name__ == "__main__":

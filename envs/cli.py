@@ -36,6 +36,18 @@ class RunArgs:
     resume: str | None = None  # directory of an interrupted run: go on with it, with its flags
     evaluate: str | None = None  # directory of a run: evaluate and film its policy, on --eval-env-id if given
 
+    def __post_init__(self):
+        """Raises ValueError for what is no number, and for a negative one where the default is none."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                positive = isinstance(value, int) and field.name != "seed"
+                signed = isinstance(field.default, float) and field.default < 0
+                lowest = -(2**31) if signed else int(positive)
+                if not lowest <= value < 2**31:
+                    flag = field.name.replace("_", "-")
+                    raise ValueError(f"--{flag} {value}: must be a number, at least {lowest} and less than 2**31")
+
 
 _OF_THE_PROCESS = {"resume", "evaluate", "compilation_cache"}  # flags that are no part of what a run computes
 

@@ -52,7 +52,9 @@ def test_every_task_trains(script, env_id):
 
 
 CHANGES = {  # another value for every flag, but for those that only `main` reads
-    "crl_jax": dict(logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5),
+    "crl_jax": dict(
+        logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25
+    ),
     "sac_her_jax": dict(dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1),
     "ppo_jax": dict(
         dense_reward=True, gae_lambda=0.5, update_epochs=3, num_minibatches=4, clip_eps=0.3, entropy_coef=0.1,

@@ -1,0 +1,145 @@
+"""Where the time of CRL's training goes, and what share of the machine's limits it reaches.
+
+    python benchmark/limits.py --env-id reacher ant --picture docs/profile.png
+
+Limits are measured on the same cores: bare native physics, and float32 matrix products, large ones and ones of a hidden
+layer's size. The parts of an iteration (an unroll and its updates, with default flags) are differences between whole
+trainings that do less: hardly any updates, hardly any evaluation. Medians of turns.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from stepping import make_scan
+
+import crl_jax
+import envs
+
+ITERATIONS, REPEATS = 8, 5
+
+
+def seconds(function, *args):
+    start = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    return time.perf_counter() - start
+
+
+def make_training(args, env, log=None):
+    """A function that times one epoch of ITERATIONS iterations."""
+    steps = args.num_envs * args.unroll_length
+    args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, learning_starts=1)
+    init, train = crl_jax.make_train(args, env, log=log)
+    runner = jax.jit(init)(jax.random.key(0))
+    train = jax.jit(train, static_argnums=1).lower(runner, 1).compile()
+    return lambda: seconds(train, runner)
+
+
+def make_products(size):
+    """A function that times matrix products of one size, and what they cost: floating point operations."""
+    count = max(4, int(2e10 / (2 * size**3)))
+    a, b = jax.random.normal(jax.random.key(0), (2, size, size)) / size**0.5
+    chain = jax.jit(lambda a, b: jax.lax.scan(lambda x, _: (x @ b, None), a, length=count)[0]).lower(a, b).compile()
+    return lambda: seconds(chain, a, b), count * 2 * size**3
+
+
+def flops_of_update(args, env):
+    """As XLA counts them, for the gradient of the loss."""
+    networks = crl_jax.make_networks(args, env)
+    shapes = ((env.state_dim,), (env.action_size,), (len(env.goal_indices),))
+    state, action, goal = (jnp.zeros((args.batch_size, *shape)) for shape in shapes)
+    key = jax.random.key(0)
+    params = {
+        "actor": networks.actor.init(key, state, goal),
+        "phi": networks.phi.init(key, state, action),
+        "psi": networks.psi.init(key, goal),
+        "log_alpha": jnp.zeros(()),
+    }
+    gradient = jax.jit(jax.grad(lambda *x: crl_jax.crl_loss(*x, networks, args)[0]))
+    return gradient.lower(params, (state, action, goal), action).compile().cost_analysis()["flops"]
+
+
+def profile(env_id):
+    """Seconds of the parts of an iteration, and the figures beside them."""
+    args = crl_jax.Args(env_id=env_id)
+    env = envs.make(env_id, "mujoco")
+    steps = args.num_envs * args.unroll_length
+    updates = steps // args.env_steps_per_update
+    capacity = args.buffer_size // args.unroll_length * args.unroll_length
+    state, action, goal = (jnp.zeros(n) for n in (env.state_dim, env.action_size, len(env.goal_indices)))
+    buffer = crl_jax.buffer_init(crl_jax.Transition(state, action, goal), capacity, args.num_envs)
+    buffer = buffer._replace(num_steps=jnp.int32(capacity))
+    shape = (updates, args.batch_size)
+    sample = jax.jit(lambda key: crl_jax.sample_pairs(buffer, key, shape, args.gamma))
+    sample(jax.random.key(0))
+    scan = make_scan(env, args.num_envs, args.unroll_length * ITERATIONS)
+    small, small_flops = make_products(args.width)
+    large, large_flops = make_products(2048)
+    timed = {
+        "all": make_training(args, env),
+        "one evaluation episode": make_training(replace(args, num_eval_envs=1), env),
+        "one update": make_training(replace(args, num_eval_envs=1, env_steps_per_update=steps), env),
+        "logged": make_training(replace(args, num_eval_envs=1), env, log=lambda metrics: None),
+        "stepping": lambda: steps * ITERATIONS / scan(),
+        "sampling": lambda: seconds(sample, jax.random.key(1)) * ITERATIONS,
+        "small": small,
+        "large": large,
+    }
+    turns = [{name: function() for name, function in timed.items()} for _ in range(REPEATS + 1)][1:]
+    took = {name: statistics.median(turn[name] for turn in turns) for name in timed}
+    learning = took["one evaluation episode"] - took["one update"] - took["sampling"]
+    epoch = crl_jax.make_schedule(args).iterations_per_epoch
+    parts = {
+        "stepping": took["stepping"] / ITERATIONS,
+        "acting, writing": (took["one update"] - took["stepping"]) / ITERATIONS,
+        "sampling": took["sampling"] / ITERATIONS,
+        "updating": learning / ITERATIONS,
+        "evaluation": (took["all"] - took["one evaluation episode"]) / epoch,
+        "log": max(took["logged"] - took["one evaluation episode"], 0) / epoch,
+    }
+    flops = flops_of_update(args, env) * updates * ITERATIONS / learning
+    figures = {
+        "stepping in training / bare": took["stepping"] / took["one update"],
+        "updates a second while updating": updates * ITERATIONS / learning,
+        "GFLOP/s of updates": flops / 1e9,
+        f"GFLOP/s of {args.width}³ products": small_flops / took["small"] / 1e9,
+        "GFLOP/s of 2048³ products": large_flops / took["large"] / 1e9,
+    }
+    return parts, figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env-id", nargs="+", default=["reacher", "ant"])
+    parser.add_argument("--picture", type=Path)
+    args = parser.parse_args()
+    figure, ax = plt.subplots(figsize=(8, 1 + 0.5 * len(args.env_id)))
+    for row, env_id in enumerate(args.env_id):
+        parts, figures = profile(env_id)
+        total, left = sum(parts.values()), 0.0
+        print(f"\n{env_id}: {total * 1000:.0f} ms an iteration")
+        for i, (name, value) in enumerate(parts.items()):
+            print(f"  {name}: {value * 1000:.1f} ms, {value / total:.1%}")
+            ax.barh(row, value / total, left=left, color=f"C{i}", label=name if row == 0 else None)
+            left += value / total
+        for name, value in figures.items():
+            print(f"  {name}: {value:,.2f}")
+    if args.picture:
+        ax.set_yticks(range(len(args.env_id)), args.env_id)
+        ax.set_xlabel("share of an iteration")
+        ax.set_xlim(0, 1)
+        figure.legend(ncols=6, loc="upper center", fontsize="small", frameon=False)
+        figure.tight_layout(rect=(0, 0, 1, 0.88))
+        figure.savefig(args.picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""This project and its peer, jaxgcrl 0.2.8, in turns at the same settings on the same machine.
+
+    python benchmark/peer.py crl --env-id reacher    # or sac, ppo
+
+Settings: `equal_settings.py`; the peer has an environment of its own, .venv-peer, made here if it is missing. Speed is
+the median over the epochs after the first, which compiles; the first metric comes at the end of that one.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PYTHON = ROOT / ".venv-peer" / "bin" / "python"
+PACKAGES = (  # it pins a CUDA build of jax; these are what it runs with on a CPU
+    "jax==0.4.25", "jaxlib==0.4.25", "flax<0.9", "brax==0.12.1", "matplotlib==3.8.4", "mujoco==3.2.7",
+    "mujoco-mjx==3.2.7", "numpy<2", "scipy<1.14", "tyro==0.9.17", "wandb", "wandb-osh",
+)  # fmt: skip
+
+
+def set_up():
+    """Makes the peer's environment."""
+    subprocess.run(["python3.11", "-m", "venv", PYTHON.parent.parent], check=True)
+    for packages in (["--no-deps", "jaxgcrl==0.2.8"], PACKAGES):
+        subprocess.run([PYTHON, "-m", "pip", "install", "-q", *packages], check=True)
+
+
+def run(command):
+    """Environment steps a second, seconds from the start to the first metric, largest memory in MB."""
+    start, times, speeds = time.time(), [], []
+    environment = os.environ | {"WANDB_MODE": "disabled"}
+    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for line in process.stdout:
+        if line.endswith("environment steps a second\n"):
+            times.append(time.time() - start)
+            speeds.append(float(line.split()[0]))
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    if len(speeds) < 2:
+        sys.exit(f"{command} failed")
+    return statistics.median(speeds[1:]), times[0], usage.ru_maxrss / 1000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("algorithm", choices=("crl", "sac", "ppo"))
+    parser.add_argument("--env-id", default="reacher")
+    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
+    args = parser.parse_args()
+    if not PYTHON.exists():
+        set_up()
+    flags = [args.algorithm, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]
+    ours = [sys.executable, ROOT / "benchmark" / "equal_settings.py", *flags]
+    peer = [PYTHON, ROOT / "benchmark" / "peer_speed.py", *flags]
+    print("| turn | steps/s | peer's | ratio | first metric, s | peer's | peak memory, MB | peer's |\n|" + " --- |" * 8)
+    ratios = []
+    for turn in range(1, args.turns + 1):
+        theirs, own = run(peer), run(ours)
+        ratios.append(own[0] / theirs[0])
+        cells = [turn, f"{own[0]:,.0f}", f"{theirs[0]:,.0f}", f"{ratios[-1]:.1f}"]
+        cells += [f"{x:,.0f}" for pair in zip(own[1:], theirs[1:], strict=True) for x in pair]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print(f"\nratio: median {statistics.median(ratios):.1f}, {min(ratios):.1f} to {max(ratios):.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Draws learning curves from the files that `seeds.py --csv` wrote, and prints their table.
+
+    python benchmark/plot.py benchmark/results/*.csv --picture docs/results.png
+
+A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
+intervals (percentile). Upper row: over environment steps; lower row: over seconds since the start of the process.
+"""
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import bootstrap, trim_mean
+
+
+def iqm(values, axis=-1):
+    return trim_mean(values, 0.25, axis=axis)
+
+
+def interval(values):
+    """Ends of the 95 % bootstrap interval of the inter-quartile mean over the last axis."""
+    if np.ptp(values) == 0:
+        return values[..., 0], values[..., 0]
+    ends = bootstrap((values,), iqm, axis=-1, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return ends.low, ends.high
+
+
+def load(path):
+    """The command, and a dict of arrays (evaluations, seeds); what not all seeds have come to is left out."""
+    seeds = defaultdict(list)
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            seeds[row["seed"]].append(row)
+            command = row["command"]
+    length = min(map(len, seeds.values()))
+    names = ("steps", "seconds", "success_rate", "time_near_goal", "mb")
+    table = {
+        name: np.array([[float(row[name]) for row in rows[:length]] for rows in seeds.values()]).T for name in names
+    }
+    return command, table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path, required=True)
+    args = parser.parse_args()
+    tasks = sorted({path.stem.split("__")[0] for path in args.files})
+    figure, axes = plt.subplots(2, len(tasks), figsize=(3.2 * len(tasks), 5), sharey=True, squeeze=False)
+    print("| task | method | seeds | success rate | time near goal | steps | minutes | peak memory, MB |")
+    print("|" + " --- |" * 8)
+    for path in sorted(args.files):
+        task, method = path.stem.split("__")
+        command, table = load(path)
+        low, high = interval(table["success_rate"])
+        middle = iqm(table["success_rate"])
+        for ax, x in zip(axes[:, tasks.index(task)], (table["steps"][:, 0], table["seconds"].mean(1)), strict=True):
+            (line,) = ax.plot(x, middle, label=method)
+            ax.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
+        for name in ("success_rate", "time_near_goal"):
+            last = table[name][-1]
+            low, high = interval(last)
+            cells.append(f"{iqm(last):.2f} ({low:.2f} to {high:.2f})")
+        cells += [
+            f"{table['steps'][-1, 0]:,.0f}",
+            f"{table['seconds'][-1].mean() / 60:.0f}",
+            f"{table['mb'].max():,.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
+    for ax, task in zip(axes[0], tasks, strict=True):
+        ax.set_title(task)
+        ax.set_xlabel("environment steps")
+    for ax in axes[1]:
+        ax.set_xlabel("seconds")
+    for ax in axes.flat:
+        ax.set_ylim(-0.02, 1.02)
+        ax.grid(alpha=0.3)
+        ax.legend(loc="lower right", fontsize="small")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("success rate")
+    figure.tight_layout()
+    figure.savefig(args.picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
