@@ -99,7 +99,9 @@ def test_contrastive_losses_raise_the_diagonal_and_lower_the_rest(name):
 def make_problem(**flags):
     args = Args(width=16, repr_dim=REPR, batch_size=BATCH, **flags)
     networks = Networks(MLP(args, 4), MLP(args, REPR), MLP(args, REPR))
-    state, action, goal = draw(BATCH, 6, seed=1), np.tanh(draw(BATCH, 2, seed=2)), draw(BATCH, 3, seed=3)
+    state, action, goal = map(
+        jnp.array, (draw(BATCH, 6, seed=1), np.tanh(draw(BATCH, 2, seed=2)), draw(BATCH, 3, seed=3))
+    )
     key = jax.random.key(0)
     params = {
         "actor": networks.actor.init(key, state, goal),
@@ -120,7 +122,7 @@ def test_crl_loss(energy, loss):
     state, action, goal = batch
     phi = networks.phi.apply(params["phi"], state, action)
     psi = networks.psi.apply(params["psi"], goal)
-    row = [1, 2, 3, 3, 4, 5, 6]  # 0.4 of 7 rows, rounded up
+    row = jnp.array([1, 2, 3, 3, 4, 5, 6])  # 0.4 of 7 rows, rounded up
     policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[row]), noise)
     policy_phi = networks.phi.apply(params["phi"], state, policy_action)
 
@@ -130,7 +132,7 @@ def test_crl_loss(energy, loss):
     alpha = np.exp(-0.7)
     expected = {
         "critic": numpy_loss(loss, logits) + 0.3 * np.mean(lse**2),
-        "actor": np.mean(alpha * log_prob - np.diag(numpy_logits(energy, policy_phi, psi[jnp.array(row)]))),
+        "actor": np.mean(alpha * log_prob - np.diag(numpy_logits(energy, policy_phi, psi[row]))),
         "alpha_loss": alpha * (-np.mean(log_prob) - args.target_entropy * 2),
         "alpha": alpha,
         "entropy": -np.mean(log_prob),
@@ -268,7 +270,7 @@ def test_contrastive_learning_finds_the_pairs(activation):
     """The critic alone, on states whose goal is a known function of them, learns to tell the goals apart."""
     args, networks, params, *_ = make_problem(activation=activation)
     state = draw(64, 6, seed=5)
-    batch, noise = (state, np.tanh(draw(64, 2, seed=6)), state[:, :3]), draw(64, 2, seed=7)
+    batch, noise = (state, np.tanh(draw(64, 2, seed=6)), jnp.array(state[:, :3])), draw(64, 2, seed=7)
     optimizer = optax.adam(3e-3)
 
     @jax.jit

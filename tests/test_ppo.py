@@ -134,9 +134,11 @@ def test_losses(normalize):
     assert metrics["clip_fraction"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.2))
 
 
-def train(args, seed=0):
+def train(args, seed=0, optimise=0):
     init, train_ = make_train(args)
-    return jax.jit(lambda key: train_(init(key), make_schedule(args).num_epochs))(jax.random.key(seed))
+    options = {"xla_backend_optimization_level": optimise}  # little is worth it (conftest.py)
+    num_epochs = make_schedule(args).num_epochs
+    return jax.jit(lambda key: train_(init(key), num_epochs), compiler_options=options)(jax.random.key(seed))
 
 
 def test_contract_and_determinism():
@@ -166,7 +168,7 @@ def test_nonsense_is_refused(flags, message):
 
 def test_short_training_improves():
     args = Args(total_timesteps=900_000, num_evals=1, num_eval_envs=64, dense_reward=True)
-    _, learnt = train(args)
-    _, untrained = train(dataclasses.replace(args, learning_rate=0.0, update_epochs=1, num_minibatches=1))
+    _, learnt = train(args, optimise=3)
+    _, untrained = train(dataclasses.replace(args, learning_rate=0.0, update_epochs=1, num_minibatches=1), optimise=3)
     assert learnt["eval/final_dist"][-1] < 0.75 * untrained["eval/final_dist"][-1]
     assert learnt["eval/episode_return"][-1] > untrained["eval/episode_return"][-1]

@@ -34,10 +34,11 @@ def tree_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, *raw)
 
 
-def train(args, seed=0, num_epochs=None):
+def train(args, seed=0, num_epochs=None, optimise=0):
     init, train = make_train(args)
     num_epochs = num_epochs or make_schedule(args).num_epochs
-    return jax.jit(lambda key: train(init(key), num_epochs))(jax.random.key(seed))
+    options = {"xla_backend_optimization_level": optimise}  # little is worth it (conftest.py)
+    return jax.jit(lambda key: train(init(key), num_epochs), compiler_options=options)(jax.random.key(seed))
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +179,8 @@ def test_advice_on_sizes_is_sound():
 def test_short_training_improves():
     """Half a minute of reacher: closer to the goals at the end than the same run that does not learn."""
     args = Args(total_timesteps=120_000, num_evals=1, num_eval_envs=64, episode_length=200)
-    _, learnt = train(args)
-    _, untrained = train(dataclasses.replace(args, actor_lr=0.0, critic_lr=0.0, batch_size=2))
+    _, learnt = train(args, optimise=3)
+    _, untrained = train(dataclasses.replace(args, actor_lr=0.0, critic_lr=0.0, batch_size=2), optimise=3)
     assert learnt["losses/categorical_accuracy"][-1] > 2 / args.batch_size
     assert learnt["eval/final_dist"][-1] < 0.6 * untrained["eval/final_dist"][-1]
     assert learnt["eval/time_near_goal"][-1] > 2 * untrained["eval/time_near_goal"][-1]
