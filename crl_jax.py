@@ -12,9 +12,8 @@ whose right answer is row j; what belongs to other pairs serves as negatives. Wi
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is log p(g | s, a) - log p(g) up to a constant: how much likelier g is to be reached, discounted by γ,
-after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to a
-goal g', with as much entropy as α asks for (H̄ is the target). For a share of the rows g' is another row's goal, since
-what the actor is asked for in the end is mostly not where that trajectory went anyway; for the others it is g:
+after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to its
+goal g', with as much entropy as α asks for (H̄ is the target). g' is the row's own g, or for --random-goals another's:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -61,7 +60,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     energy: str = "norm"  # similarity of two representations: norm, l2, dot or cosine
     contrastive_loss: str = "sym_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
-    random_goals: float = 0.5  # share of a batch for which the actor's goal is another row's
+    random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
     noise_correlation: float = 0.0  # of exploration noise from step to step; near 1 it moves what is heavy
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor

@@ -150,7 +150,7 @@ def test_crl_loss(energy, loss):
 
 
 def test_each_loss_moves_its_own_parameters_only():
-    args, networks, params, batch, noise = make_problem(contrastive_loss="fwd_infonce", random_goals=0.0)
+    args, networks, params, batch, noise = make_problem(contrastive_loss="fwd_infonce")
     state, action, goal = batch
 
     def critic_loss(phi_params, psi_params):
