@@ -47,6 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--at", type=int, nargs="+", default=[], help="steps at which the table looks, beside the last")
     args = parser.parse_args()
     tasks = sorted({path.stem.split("__")[0] for path in args.files})
     figure, axes = plt.subplots(2, len(tasks), figsize=(3.2 * len(tasks), 5), sharey=True, squeeze=False)
@@ -60,17 +61,14 @@ def main():
         for ax, x in zip(axes[:, tasks.index(task)], (table["steps"][:, 0], table["seconds"].mean(1)), strict=True):
             (line,) = ax.plot(x, middle, label=method)
             ax.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-        cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
-        for name in ("success_rate", "time_near_goal"):
-            last = table[name][-1]
-            low, high = interval(last)
-            cells.append(f"{iqm(last):.2f} ({low:.2f} to {high:.2f})")
-        cells += [
-            f"{table['steps'][-1, 0]:,.0f}",
-            f"{table['seconds'][-1].mean() / 60:.0f}",
-            f"{table['mb'].max():,.0f}",
-        ]
-        print(f"| {' | '.join(cells)} |")
+        for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
+            cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
+            for name in ("success_rate", "time_near_goal"):
+                low, high = interval(table[name][i])
+                cells.append(f"{iqm(table[name][i]):.2f} ({low:.2f} to {high:.2f})")
+            minutes = table["seconds"][i].mean() / 60
+            cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.0f}", f"{table['mb'].max():,.0f}"]
+            print(f"| {' | '.join(cells)} |")
     for ax, task in zip(axes[0], tasks, strict=True):
         ax.set_title(task)
         ax.set_xlabel("environment steps")
