@@ -45,6 +45,7 @@ prefill = PREFILL // UNROLL + 1 if PREFILL else 0
 config = RunConfig(
     env=args.env_id,
     num_envs=args.num_envs,
+    episode_length=1000 if args.algorithm == "sac" else 1001,  # its buffers want other multiples of the batch size
     num_evals=EPOCHS if args.algorithm == "crl" else EPOCHS + 1,
     total_env_steps=(prefill + EPOCHS * ITERATIONS) * args.num_envs * UNROLL,
     log_wandb=False,
