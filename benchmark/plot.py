@@ -77,7 +77,7 @@ def main():
     for ax in axes.flat:
         ax.set_ylim(-0.02, 1.02)
         ax.grid(alpha=0.3)
-        ax.legend(loc="lower right", fontsize="small")
+        ax.legend(fontsize="small")
     for ax in axes[:, 0]:
         ax.set_ylabel("success rate")
     figure.tight_layout()
