@@ -51,20 +51,11 @@ def make_products(size):
     return lambda: seconds(chain, a, b), count * 2 * size**3
 
 
-def flops_of_update(args, env):
+def flops_of_update(params, batch, args, env):
     """As XLA counts them, for the gradient of the loss."""
     networks = crl_jax.make_networks(args, env)
-    shapes = ((env.state_dim,), (env.action_size,), (len(env.goal_indices),))
-    state, action, goal = (jnp.zeros((args.batch_size, *shape)) for shape in shapes)
-    key = jax.random.key(0)
-    params = {
-        "actor": networks.actor.init(key, state, goal),
-        "phi": networks.phi.init(key, state, action),
-        "psi": networks.psi.init(key, goal),
-        "log_alpha": jnp.zeros(()),
-    }
     gradient = jax.jit(jax.grad(lambda *x: crl_jax.crl_loss(*x, networks, args)[0]))
-    return gradient.lower(params, (state, action, goal), action).compile().cost_analysis()["flops"]
+    return gradient.lower(params, batch, batch[1]).compile().cost_analysis()["flops"]
 
 
 def profile(env_id):
@@ -73,13 +64,11 @@ def profile(env_id):
     env = envs.make(env_id, "mujoco")
     steps = args.num_envs * args.unroll_length
     updates = steps // args.env_steps_per_update
-    capacity = args.buffer_size // args.unroll_length * args.unroll_length
-    state, action, goal = (jnp.zeros(n) for n in (env.state_dim, env.action_size, len(env.goal_indices)))
-    buffer = crl_jax.buffer_init(crl_jax.Transition(state, action, goal), capacity, args.num_envs)
-    buffer = buffer._replace(num_steps=jnp.int32(capacity))
+    init, _ = crl_jax.make_train(args, env)
+    runner = jax.jit(init)(jax.random.key(0))
+    buffer = runner.buffer._replace(num_steps=jnp.int32(len(runner.buffer.traj_id)))  # reads spread as in a full one
     shape = (updates, args.batch_size)
-    sample = jax.jit(lambda key: crl_jax.sample_pairs(buffer, key, shape, args.gamma))
-    sample(jax.random.key(0))
+    sample = jax.jit(lambda buffer, key: crl_jax.sample_pairs(buffer, key, shape, args.gamma))
     scan = make_scan(env, args.num_envs, args.unroll_length * ITERATIONS)
     small, small_flops = make_products(args.width)
     large, large_flops = make_products(2048)
@@ -89,7 +78,7 @@ def profile(env_id):
         "one update": make_training(replace(args, num_eval_envs=1, env_steps_per_update=steps), env),
         "logged": make_training(replace(args, num_eval_envs=1), env, log=lambda metrics: None),
         "stepping": lambda: steps * ITERATIONS / scan(),
-        "sampling": lambda: seconds(sample, jax.random.key(1)) * ITERATIONS,
+        "sampling": lambda: seconds(sample, buffer, jax.random.key(1)) * ITERATIONS,
         "small": small,
         "large": large,
     }
@@ -105,7 +94,9 @@ def profile(env_id):
         "evaluation": (took["all"] - took["one evaluation episode"]) / epoch,
         "log": max(took["logged"] - took["one evaluation episode"], 0) / epoch,
     }
-    flops = flops_of_update(args, env) * updates * ITERATIONS / learning
+    now, future = jax.tree.map(lambda x: x[0], sample(buffer, jax.random.key(1)))
+    batch = now.state, now.action, future.next_goal
+    flops = flops_of_update(runner.params, batch, args, env) * updates * ITERATIONS / learning
     figures = {
         "stepping in training / bare": took["stepping"] / took["one update"],
         "updates a second while updating": updates * ITERATIONS / learning,

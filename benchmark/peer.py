@@ -11,8 +11,9 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from seeds import watch
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-peer" / "bin" / "python"
@@ -31,17 +32,12 @@ def set_up():
 
 def run(command):
     """Environment steps a second, seconds from the start to the first metric, largest memory in MB."""
-    start, times, speeds = time.time(), [], []
     environment = os.environ | {"WANDB_MODE": "disabled"}
-    process = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    for line in process.stdout:
-        if line.endswith("environment steps a second\n"):
-            times.append(time.time() - start)
-            speeds.append(float(line.split()[0]))
-    _, process.returncode, usage = os.wait4(process.pid, 0)
-    if len(speeds) < 2:
+    _, lines, _, memory = watch(command, env=environment, stderr=subprocess.DEVNULL)
+    epochs = [(at, float(line.split()[0])) for at, line in lines if line.endswith("environment steps a second\n")]
+    if len(epochs) < 2:
         sys.exit(f"{command} failed")
-    return statistics.median(speeds[1:]), times[0], usage.ru_maxrss / 1000
+    return statistics.median(speed for _, speed in epochs[1:]), epochs[0][0], memory
 
 
 def main():

@@ -24,20 +24,28 @@ TITLES = (
 )  # fmt: skip
 
 
+def watch(command, **options):
+    """Runs a command, with options for `Popen`. Returns its exit code, its output as pairs (seconds since the start,
+    line), the seconds that it took, and the largest memory in MB."""
+    start = time.time()
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, **options)
+    lines = [(time.time() - start, line) for line in process.stdout]
+    _, process.returncode, usage = os.wait4(process.pid, 0)
+    return process.returncode, lines, time.time() - start, usage.ru_maxrss / 1000
+
+
 def run(command, cwd, environment):
     """Rows (steps, seconds since the start of the process, success rate, time near goal, final distance), the seconds
     that all of it took, and the largest memory in MB."""
-    start = time.time()
+    code, lines, seconds, memory = watch(command, cwd=cwd, env=environment)
+    if code:
+        sys.exit(f"{command} failed")
     rows = []
-    process = subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE)
-    for line in process.stdout:
+    for time_of_line, line in lines:
         fields = line.replace(",", "").split()
         if len(fields) == 8 and "/" in fields[0]:
-            rows.append((int(fields[1]), time.time() - start, *map(float, fields[3:6])))
-    _, process.returncode, usage = os.wait4(process.pid, 0)
-    if process.returncode:
-        sys.exit(f"{command} failed")
-    return rows, time.time() - start, usage.ru_maxrss / 1000
+            rows.append((int(fields[1]), time_of_line, *map(float, fields[3:6])))
+    return rows, seconds, memory
 
 
 def first(rows, column, threshold):
@@ -54,13 +62,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--csv", type=Path, help="file to which each evaluation of each seed is added")
+    parser.add_argument("--csv", type=Path, help="file that is written anew, with each evaluation of each seed")
     parser.epilog = "What follows -- are flags for the script."
     own, flags = sys.argv[1:], []
     if "--" in own:
         own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
     args = parser.parse_args(own)
+    name = " ".join((args.script, *flags))
     table = []
+    evaluations = [("command", "seed", "steps", "seconds", "success_rate", "time_near_goal", "final_dist", "mb")]
     print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
@@ -69,25 +79,11 @@ def main():
             rows, seconds, memory = run(command, folder, environment)
             table.append([rows[0][1], first(rows, 2, 0.95), first(rows, 3, 0.7), seconds, *rows[-1][2:4], memory])
             print(line_of(seed, table[-1]), flush=True)
+            evaluations += [(name, seed, row[0], f"{row[1]:.1f}", *row[2:], f"{memory:.0f}") for row in rows]
             if args.csv:
                 args.csv.parent.mkdir(parents=True, exist_ok=True)
-                with args.csv.open("a", newline="") as file:
-                    writer = csv.writer(file)
-                    if not file.tell():
-                        writer.writerow(
-                            (
-                                "command",
-                                "seed",
-                                "steps",
-                                "seconds",
-                                "success_rate",
-                                "time_near_goal",
-                                "final_dist",
-                                "mb",
-                            )
-                        )
-                    name = " ".join((args.script, *flags))
-                    writer.writerows((name, seed, row[0], f"{row[1]:.1f}", *row[2:], f"{memory:.0f}") for row in rows)
+                with args.csv.open("w", newline="") as file:
+                    csv.writer(file).writerows(evaluations)
     print(line_of("median", [statistics.median(column) for column in zip(*table, strict=True)]))
 
 
