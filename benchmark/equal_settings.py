@@ -1,5 +1,5 @@
 """Training speed at the settings at which the peer, jaxgcrl 0.2.8, is measured by `peer_speed.py`: 64 environments and
-episodes of 1,001 steps, the peer's own defaults, or more work where they cannot be had.
+episodes of 1,001 steps (the peer's SAC: 1,000), the peer's own defaults, or more work where they cannot be had.
 
     python benchmark/equal_settings.py crl --env-id reacher    # or sac, ppo
 """
@@ -28,8 +28,7 @@ SETTINGS = {  # script, flags, iterations an epoch
         batch_size=256, width=256, depth=2, env_steps_per_update=12, unroll_length=51, learning_starts=1000,
         her_ratio=1.0, her_strategy="final", gamma=0.9, actor_lr=1e-4, critic_lr=1e-4, alpha_lr=3e-4,
     ), 25),
-    # 5,120 steps, 16 minibatches of 320, twice. The peer's policy has 4 layers of 32 units and its value function 5 of
-    # 256; ours have 5 of 256 both.
+    # 5,120 steps, 16 minibatches of 320, twice. These are the sizes of the value function; see `small_policy`.
     "ppo": ("ppo_jax", dict(
         unroll_length=80, num_minibatches=16, update_epochs=2, width=256, depth=5, activation="swish", gamma=0.9,
         clip_eps=0.3, entropy_coef=1e-4, learning_rate=1e-4, normalize_observations=False,
@@ -38,20 +37,40 @@ SETTINGS = {  # script, flags, iterations an epoch
 EPOCHS = 4
 
 
+def small_policy(module):
+    """Gives PPO's policy the peer's 4 layers of 32 units."""
+    make_networks = module.make_networks
+
+    def replacement(args, env):
+        small = dataclasses.replace(args, width=32, depth=4)
+        return make_networks(args, env)._replace(actor=make_networks(small, env).actor)
+
+    module.make_networks = replacement
+
+
+def make_args(algorithm, env_id, num_envs, iterations, epochs):
+    """The script's module, and flags for `epochs` epochs of `iterations` iterations."""
+    script, flags, _ = SETTINGS[algorithm]
+    module = importlib.import_module(script)
+    if algorithm == "ppo":
+        small_policy(module)
+    args = module.Args(env_id=env_id, num_envs=num_envs, **COMMON, **flags)
+    schedule = module.make_schedule(args)
+    iterations = schedule.warmup_iterations + epochs * iterations
+    return module, dataclasses.replace(
+        args, total_timesteps=iterations * schedule.steps_per_iteration, num_evals=epochs
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("algorithm", choices=SETTINGS)
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64)
     given = parser.parse_args()
-    script, flags, iterations = SETTINGS[given.algorithm]
-    module = importlib.import_module(script)
-    args = module.Args(env_id=given.env_id, num_envs=given.num_envs, **COMMON, **flags)
-    schedule = module.make_schedule(args)
-    iterations = schedule.warmup_iterations + EPOCHS * iterations
-    args = dataclasses.replace(args, total_timesteps=iterations * schedule.steps_per_iteration, num_evals=EPOCHS)
-    schedule = module.make_schedule(args)
-    ends, steps = [], schedule.iterations_per_epoch * schedule.steps_per_iteration
+    iterations = SETTINGS[given.algorithm][2]
+    module, args = make_args(given.algorithm, given.env_id, given.num_envs, iterations, EPOCHS)
+    ends, steps = [], iterations * module.make_schedule(args).steps_per_iteration
 
     def log(metrics):
         ends.append(time.perf_counter())
