@@ -1,0 +1,111 @@
+"""How CRL's costs grow: with environments, batch, depth, buffer, episode length, seeds and cores. Prints a table.
+
+    python benchmark/scaling.py --env-id reacher --picture docs/scaling.png
+
+Times are of whole trainings, without compiling, medians of turns. An update's is the difference between a training with
+its updates and the same one with a single update in each iteration, divided by their number.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import crl_jax
+
+ITERATIONS, TURNS = 4, 5
+SWEEPS = {  # title: flag, its values, other flags, what is timed
+    "environments": ("num_envs", (16, 64, 256, 1024, 4096), {}, "step"),
+    "batch size": ("batch_size", (64, 128, 256, 512, 1024), {}, "update"),
+    "layers, residual": ("depth", (4, 8, 16, 32), dict(residual=True, layer_norm=True), "update"),
+    "buffer size": ("buffer_size", (1_000, 10_000, 100_000), dict(num_envs=64), "update"),
+    "episode length": ("episode_length", (100, 1_000, 10_000), dict(num_envs=64), "update"),
+    "seeds at once": ("num_seeds", (1, 2, 4), dict(num_envs=64), "seed"),
+}
+UNITS = {"step": "µs an environment step", "update": "ms an update", "seed": "µs an environment step of all seeds"}
+
+
+def make_training(args):
+    """A function that times ITERATIONS iterations of all seeds, in seconds."""
+    steps = args.num_envs * args.unroll_length
+    args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, num_eval_envs=1, learning_starts=1)
+    init, train = crl_jax.make_train(args)
+    keys = jax.random.split(jax.random.key(0), args.num_seeds)
+    runners = jax.jit(jax.vmap(init))(keys)
+    train = jax.jit(jax.vmap(lambda runner: train(runner, 1))).lower(runners).compile()
+
+    def timed():
+        start = time.perf_counter()
+        jax.block_until_ready(train(runners))
+        return time.perf_counter() - start
+
+    return timed
+
+
+def measure(args, what):
+    """Cost of one step or update, in the unit of `UNITS`."""
+    steps = ITERATIONS * args.num_envs * args.unroll_length
+    hardly = make_training(replace(args, env_steps_per_update=args.num_envs * args.unroll_length))
+    if what == "step":
+        return 1e6 * statistics.median(hardly() for _ in range(TURNS)) / steps
+    fully = make_training(args)
+    if what == "seed":
+        return 1e6 * statistics.median(fully() for _ in range(TURNS)) / steps / args.num_seeds
+    updates = steps // args.env_steps_per_update - ITERATIONS
+    return 1e3 * statistics.median(fully() - hardly() for _ in range(TURNS)) / updates
+
+
+def on_cores(count, arguments):
+    """The same program's answer where only `count` cores are to be had."""
+    cores = sorted(os.sched_getaffinity(0))[:count]
+    command = [sys.executable, __file__, *arguments, "--one"]
+    done = subprocess.run(
+        command, check=True, text=True, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    )
+    return [float(x) for x in done.stdout.split()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env-id", default="reacher")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--one", action="store_true", help="print the costs with default flags, and no more")
+    given = parser.parse_args()
+    default = crl_jax.Args(env_id=given.env_id)
+    if given.one:
+        return print(measure(default, "step"), measure(default, "update"))
+    rows = []  # title, what is timed, values, costs
+
+    def add(title, what, values, costs):
+        rows.append((title, what, values, costs))
+        cells = ", ".join(f"{value:,}: {cost:.3g}" for value, cost in zip(values, costs, strict=True))
+        print(f"| {title} | {UNITS[what]} | {cells} |", flush=True)
+
+    for title, (flag, values, others, what) in SWEEPS.items():
+        costs = [measure(replace(default, **{flag: value}, **others), what) for value in values]
+        add(title, what, values, costs)
+    counts = range(1, len(os.sched_getaffinity(0)) + 1)
+    by_core = [on_cores(count, ["--env-id", given.env_id]) for count in counts]
+    for what, costs in zip(("step", "update"), zip(*by_core, strict=True), strict=True):
+        add("cores", what, counts, costs)
+    if given.picture:
+        figure, axes = plt.subplots(2, 4, figsize=(12, 5))
+        for ax, (title, what, values, costs) in zip(axes.flat, rows, strict=True):
+            ax.plot(values, costs, "o-")
+            ax.set(title=title, ylabel=UNITS[what], xscale="log", ylim=(0, 1.2 * max(costs)))
+            ax.set_xticks(values, [f"{value:,}" for value in values], fontsize="small")
+            ax.minorticks_off()
+        figure.tight_layout()
+        figure.savefig(given.picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
