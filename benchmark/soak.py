@@ -23,6 +23,7 @@ SMALL = shlex.split(
     "--num-envs 8 --unroll-length 8 --env-steps-per-update 2 --batch-size 32 --width 16 --buffer-size 400"
     " --episode-length 100 --num-eval-envs 4"
 )
+LONGEST = 20  # seconds until a run is killed: half of that is importing and compiling
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 
@@ -69,7 +70,7 @@ def kills(count):
         while done < count:
             process = start(*command, cwd=disturbed)
             try:
-                process.wait(timeout=random.uniform(0, 0.2 * seconds))
+                process.wait(timeout=random.uniform(0, LONGEST))
                 break  # it came to its end before
             except subprocess.TimeoutExpired:
                 number = random.choice(SIGNALS)

@@ -197,7 +197,8 @@ class GoalEnv(PipelineEnv):
             metrics=state.metrics | self.goal_metrics(self.achieved(next_state), goal),
         )
         sound = jnp.isfinite(stepped.obs).all()  # what physics made of an unstable state is of no use to anybody
-        state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), stepped, state)
+        unstepped = state.replace(reward=jnp.zeros(()), done=jnp.zeros(()))
+        state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), stepped, unstepped)
         return state.replace(metrics=state.metrics | {"unstable": 1.0 - sound})
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:

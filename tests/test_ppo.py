@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,24 @@ def test_advantages_with_ends_in_every_order():
     for env in range(ways.shape[1]):
         columns = (x[:, env] for x in (reward, value, next_value, terminated, done))
         np.testing.assert_allclose(got[:, env], numpy_advantages(*columns, 0.9, 0.8), rtol=1e-4, atol=1e-5)
+
+
+shares = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1, width=16))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), shares, shares, st.integers(0, 99))
+def test_advantages_of_any_size(data, gamma, gae_lambda, seed):
+    shape = data.draw(st.sampled_from([(1, 1), (1, 3), (7, 2), (20, 1)]))  # time, environments
+    ways = data.draw(st.lists(st.sampled_from([0, 0, 0, 1, 2]), min_size=math.prod(shape), max_size=math.prod(shape)))
+    ways = np.reshape(ways, shape)  # go on, truncated, terminated
+    reward, value, next_value = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
+    terminated, done = np.float32(ways == 2), np.float32(ways > 0)
+    transitions = Transition(None, None, None, reward, None, terminated, done)
+    got = jax.jit(advantages_of)(transitions, value, next_value, gamma, gae_lambda)
+    for env in range(shape[1]):
+        columns = (np.float64(x[:, env]) for x in (reward, value, next_value, terminated, done))
+        np.testing.assert_allclose(got[:, env], numpy_advantages(*columns, gamma, gae_lambda), rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -132,6 +151,8 @@ def test_losses(normalize):
     assert metrics["entropy"] == pytest.approx(entropy, rel=1e-3)
     assert total == pytest.approx(actor_loss + critic_loss - 0.1 * entropy, rel=1e-3)
     assert metrics["clip_fraction"] == pytest.approx(np.mean(np.abs(ratio - 1) > 0.2))
+    assert metrics["approx_kl"] == pytest.approx(np.mean(ratio - 1 - np.log(ratio)), rel=1e-3)
+    assert metrics["value"] == pytest.approx(numpy_mlp(params["critic"], np.float64(obs)).mean(), rel=1e-4)
 
 
 def train(args, seed=0, optimise=0):

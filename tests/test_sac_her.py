@@ -32,15 +32,15 @@ TINY = Args(
 
 
 def fill(ids, capacity, unroll):
-    """A buffer of transitions whose states say (environment, time), next states (environment, time + 1), goals -1."""
+    """A buffer whose states say (environment, time), next states (environment, time + 1), actions time, goals -1."""
     num_steps, num_envs = ids.shape
     empty = Transition(jnp.zeros(2), jnp.zeros(1), jnp.zeros(2), jnp.zeros(2), jnp.zeros(()))
     buffer = buffer_init(empty, capacity, num_envs)
     for start in range(0, num_steps, unroll):
         steps = np.arange(start, start + unroll)
         state = np.stack(np.broadcast_arrays(np.arange(num_envs)[None], steps[:, None]), axis=-1).astype(np.float32)
-        zeros = np.zeros((unroll, num_envs), np.float32)
-        transitions = Transition(state, zeros[..., None], 0 * state - 1, state + np.array([0, 1], np.float32), zeros)
+        next_state = state + np.array([0, 1], np.float32)
+        transitions = Transition(state, state[..., 1:], 0 * state - 1, next_state, state[..., 1] % 2)
         buffer = buffer_add(buffer, transitions, jnp.array(ids[start : start + unroll], jnp.int32))
     return buffer
 
@@ -77,15 +77,20 @@ def test_final_goals_are_the_trajectory_s_last_state():
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_goal_is_of_the_same_trajectory_and_later(data):
-    unroll = data.draw(st.sampled_from([2, 5]))
-    capacity = unroll * data.draw(st.sampled_from([1, 3]))
-    ends = np.array(data.draw(st.lists(st.booleans(), min_size=120, max_size=120))).reshape(40, 3)
-    ids = np.cumsum(ends, axis=0)[: unroll * data.draw(st.integers(1, 8))]
-    batch = draw(fill(ids, capacity, unroll), 512, 1.0, data.draw(st.sampled_from(["future", "final"])))
+    """Its last state for `final`; and the rest of a row belongs together."""
+    unroll, capacity, num_envs = data.draw(st.sampled_from([(1, 1, 1), (2, 6, 1), (5, 5, 3), (5, 15, 2)]))
+    ends = np.array(data.draw(st.lists(st.booleans(), min_size=40 * num_envs, max_size=40 * num_envs)))
+    ids = np.cumsum(ends.reshape(40, num_envs), axis=0)[: unroll * data.draw(st.integers(1, 8))]
+    strategy = data.draw(st.sampled_from(["future", "final"]))
+    batch = draw(fill(ids, capacity, unroll), 512, 1.0, strategy)
     (env, t), (goal_env, reached) = batch.state.astype(int).T, batch.goal.astype(int).T
-    assert (env == goal_env).all() and (t < reached).all()
+    assert (env == goal_env).all() and (t < reached).all() and (t >= len(ids) - capacity).all()
     assert (ids[t, env] == ids[reached - 1, env]).all()  # the step that led there belongs to the trajectory
+    if strategy == "final":
+        assert all(r == len(ids) or ids[r, e] != ids[r - 1, e] for e, r in zip(env, reached, strict=True))
     np.testing.assert_array_equal(batch.next_state - batch.state, np.tile([0, 1], (512, 1)))
+    np.testing.assert_array_equal(batch.action[:, 0], t)
+    np.testing.assert_array_equal(batch.terminated, t % 2)
 
 
 def test_relabelled_reward_is_that_of_the_state_after_the_action():

@@ -6,6 +6,7 @@ import inspect
 import itertools
 
 import jax
+import mujoco
 import numpy as np
 import pytest
 
@@ -29,11 +30,13 @@ PHYSICS = (  # one id of each model; those of the others differ in where things 
 @pytest.mark.parametrize("env_id", envs.ENV_IDS)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_task_trains(script, env_id):
-    """For a few updates; where only walls, starts or goals differ from another id, it is traced and not run."""
+    """For a few updates, to the same bits again on any number of MuJoCo's threads; where only walls, starts or goals
+    differ from another id, it is traced and not run."""
     module = importlib.import_module(script)
     names = {field.name for field in dataclasses.fields(module.Args)}
     args = module.Args(env_id=env_id, **{name: value for name, value in SIZES.items() if name in names})
-    init, train = module.make_train(args)
+    env = envs.make(env_id, args.backend)
+    init, train = module.make_train(args, env)
 
     def run(key):
         before = init(key)
@@ -44,11 +47,16 @@ def test_every_task_trains(script, env_id):
         before, after, _ = jax.eval_shape(run, jax.random.key(0))
         assert before == after
         return
-    before, after, metrics = jax.jit(run)(jax.random.key(0))
+    program = jax.jit(run)
+    before, after, metrics = program(jax.random.key(0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, after)))
     for name in before:
         leaves = zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True)
         assert any(np.any(a != b) for a, b in leaves), name
+    for threads in (1, 3):
+        env._pipeline._data = [mujoco.MjData(env.sys.mj_model) for _ in range(threads)]
+        env._pipeline._pool = mujoco.rollout.Rollout(nthread=threads)
+        jax.tree.map(np.testing.assert_array_equal, program(jax.random.key(0)), (before, after, metrics))
 
 
 CHANGES = {  # another value for every flag, but for those that only `main` reads

@@ -1,0 +1,106 @@
+"""What the end of an episode means to evaluation and to learning, on tasks without a model."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import crl_jax
+import envs
+import ppo_jax
+import sac_her_jax
+
+
+class Line(envs.GoalEnv):
+    """Walks from -4.5 … 2.5 towards a goal at 0 or beyond; beyond 3 the episode ends, and what follows is at 0."""
+
+    state_dim, goal_indices, goal_reach_thresh = 1, (0,), 1.0
+    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 1)
+
+    def __init__(self):
+        pass
+
+    def start(self, key):
+        return jax.random.randint(key, (1,), -5, 3) + 0.5, jnp.zeros(0)
+
+    def pipeline_init(self, q, qd):
+        return {"x": q, "ended": False}
+
+    def pipeline_step(self, physics, control):
+        x = jnp.where(physics["x"] > 3, 0.0, physics["x"] + control)
+        return {"x": x, "ended": (x > 3).all()}
+
+    def get_state(self, physics, control):
+        return physics["x"]
+
+    def get_goal(self, physics):
+        return jnp.zeros(1)
+
+    def terminated(self, physics):
+        return physics["ended"]
+
+
+def test_evaluation_ends_with_the_episode():
+    """Against a plain loop: some episodes come to the goal, some start past it, some end early."""
+    env, key, episodes, length = Line(), jax.random.key(0), 40, 6
+    metrics = jax.jit(lambda key: crl_jax.evaluate(env, lambda obs: jnp.ones((len(obs), 1)), key, episodes, length))(
+        key
+    )
+    starts = np.array(jax.vmap(env.reset)(jax.random.split(key, episodes)).obs[:, 0])
+    near, last = np.zeros(episodes), np.zeros(episodes)
+    for i, x in enumerate(starts):
+        for _ in range(length):
+            x += 1
+            near[i] += abs(x) < 1
+            last[i] = abs(x)
+            if x > 3:
+                break
+    assert len(set(starts)) == 8 and {0, 1, 2} == set(near)  # all cases are there
+    expected = {
+        "eval/success_rate": (near > 0).mean(),
+        "eval/time_near_goal": near.mean() / length,
+        "eval/final_dist": last.mean(),
+        "eval/episode_return": near.mean(),
+    }
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+
+
+class Treadmill(Line):
+    """Stays at its goal, with a reward of 1 in each step, after which the task ends the episode or does not."""
+
+    episode_length = 1
+
+    def __init__(self, ends):
+        self.ends = ends
+
+    def start(self, key):
+        return jnp.zeros(1), jnp.zeros(0)
+
+    def pipeline_step(self, physics, control):
+        return {"x": physics["x"], "ended": jnp.bool_(self.ends)}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_value_of_what_follows_a_truncation_but_not_a_termination(ends):
+    """A reward of 1 in each step is worth 1 + γ + γ² + … where only the length cuts episodes, and 1 where they end."""
+    args = ppo_jax.Args(
+        num_envs=4, unroll_length=8, num_minibatches=2, total_timesteps=32 * 200, num_evals=2, num_eval_envs=1,
+        gamma=0.5, learning_rate=1e-2, width=8, depth=1,
+    )  # fmt: skip
+    init, train = ppo_jax.make_train(args, Treadmill(ends))
+    _, metrics = jax.jit(lambda key: train(init(key), 2))(jax.random.key(0))
+    np.testing.assert_allclose(metrics["losses/value"][-1], 1 if ends else 2, rtol=0.05)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_sac_remembers_which_steps_terminated(ends):
+    args = sac_her_jax.Args(
+        num_envs=4, unroll_length=4, total_timesteps=64, num_evals=1, learning_starts=8, buffer_size=8, width=8, depth=1
+    )
+    init, _ = sac_her_jax.make_train(args, Treadmill(ends))
+    data = jax.jit(init)(jax.random.key(0)).buffer.data
+    np.testing.assert_array_equal(data.terminated[:4], ends)
