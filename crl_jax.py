@@ -294,7 +294,7 @@ def crl_loss(params, batch, noise, networks, args):
         "alpha_loss": alpha_loss,
         "alpha": alpha,
         "entropy": entropy,
-        "categorical_accuracy": jnp.mean(jnp.diag(logits) >= jnp.max(logits, axis=1)),
+        "categorical_accuracy": jnp.mean(jnp.sum(logits >= jnp.diag(logits)[:, None], axis=1) == 1),
         "logits_pos": positive,
         "logits_neg": (jnp.sum(logits) / batch_size - positive) / (batch_size - 1),
         "logsumexp": jnp.mean(lse),

@@ -188,18 +188,20 @@ class GoalEnv(PipelineEnv):
         action = jnp.clip(action, -1.0, 1.0)
         control = self.get_control(state.pipeline_state, action)
         physics = self.pipeline_step(state.pipeline_state, control)
-        next_state, goal = self.get_state(physics, control), self.get_goal(physics)
-        stepped = state.replace(
+        obs = jnp.concatenate([self.get_state(physics, control), self.get_goal(physics)])
+        sound = jnp.isfinite(obs).all()  # what physics made of an unstable state is of no use to anybody: no step then
+        physics, obs = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), (physics, obs), (state.pipeline_state, state.obs)
+        )
+        next_state, goal = obs[: self.state_dim], obs[self.state_dim :]
+        metrics = self.goal_metrics(self.achieved(next_state), goal) | {"unstable": 1.0 - sound}
+        return state.replace(
             pipeline_state=physics,
-            obs=jnp.concatenate([next_state, goal]),
+            obs=obs,
             reward=self.get_reward(state.obs[: self.state_dim], action, next_state, goal),
             done=self.terminated(physics).astype(float),
-            metrics=state.metrics | self.goal_metrics(self.achieved(next_state), goal),
+            metrics=state.metrics | metrics,
         )
-        sound = jnp.isfinite(stepped.obs).all()  # what physics made of an unstable state is of no use to anybody
-        unstepped = state.replace(reward=jnp.zeros(()), done=jnp.zeros(()))
-        state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), stepped, unstepped)
-        return state.replace(metrics=state.metrics | {"unstable": 1.0 - sound})
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:
         if self.backend == "mujoco":  # all `n_frames` substeps in one call

@@ -52,7 +52,8 @@ def program(num_envs, episode_length):
 
     def seen(state):
         names = ("steps", "truncation", "unstable_resets", "traj_id", "next_obs")
-        return {name: state.info[name] for name in names} | {"obs": state.obs, "done": state.done}
+        info = {name: state.info[name] for name in names}
+        return info | {"obs": state.obs, "done": state.done, "reward": state.reward}
 
     def step(state, action):
         state = env.step(state, action)
@@ -90,6 +91,7 @@ def test_every_step_is_that_of_a_plain_loop(data):
             expected = obs if broke else obs + np.float32([0, 1, 0])
             np.testing.assert_array_equal(now["next_obs"], expected)
             assert (now["done"], now["truncation"]) == (terminated or truncated, truncated)
+            assert now["reward"] == (abs(expected[0] - expected[2]) < 0.5)  # of where it is, also where it stayed
             obs = now["obs"]
             if terminated or truncated:
                 steps, episodes = 0, episodes + 1
