@@ -7,10 +7,12 @@ and keeps a training, `report` evaluates what was learnt, and `stream` hands num
 
 import contextlib
 import difflib
+import gc
 import io
 
 import jax
 
+gc.disable()  # until all is imported: a Ctrl-C that falls into JAX's callback of the collector is lost
 with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that it lacks warp, which nothing here needs
     import brax.envs  # noqa: F401
 
@@ -26,6 +28,8 @@ from envs.pusher import Pusher, Pusher2, PusherReacher
 from envs.reacher import Reacher
 from envs.run import Run, report
 from envs.wrappers import BatchedEnv
+
+gc.enable()
 
 _MAZES = {  # the end of an id, and the layout's name
     "u_maze": "u",
@@ -68,8 +72,9 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
 
     Args:
       env_id: one of `ENV_IDS`.
-      backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, and on an
-        accelerator the pipeline that the benchmark uses for this task, so that results compare with published ones.
+      backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, but springs
+        for an ant on open ground, and on an accelerator the pipeline that the benchmark uses for this task, so that
+        results compare with published ones.
       dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
       **kwargs: the task's own arguments, such as a maze's `layout`.
 
@@ -82,7 +87,7 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
         raise ValueError(f"unknown env id {env_id!r}; {advice}")
     task, options = _TASKS[env_id]
     if backend is None:
-        backend = "mujoco" if jax.default_backend() == "cpu" else task.benchmark_backend
+        backend = task.cpu_backend if jax.default_backend() == "cpu" else task.benchmark_backend
     if backend not in task.backends:
         raise ValueError(f"{env_id} does not run on backend {backend!r}; choose one of {', '.join(task.backends)}")
     return task(backend, dense_reward, **options | kwargs)

@@ -101,6 +101,7 @@ class GoalEnv(PipelineEnv):
     goal_reach_hard: float | None = None
     episode_length: int = 1000  # recommended, in steps
     benchmark_backend: str  # the pipeline of the published results
+    cpu_backend: str = "mujoco"  # the pipeline to take where there is no accelerator
     backends: tuple[str, ...] = BACKENDS
     view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
 

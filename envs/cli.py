@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -111,6 +112,7 @@ def parse_args(flags_class: type[T]) -> T:
     With `--resume RUN_DIR` the flags are those of that run. With `--evaluate RUN_DIR` too, but for those that say what
     to evaluate on: `seed`, `num_eval_envs`, and where given `eval_env_id`, `episode_length` and `backend`.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, until a run asks for more
     with mistakes_in_one_line():
         given = _parse(flags_class)
         if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
