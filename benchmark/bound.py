@@ -23,7 +23,7 @@ from stepping import make_scan
 
 import envs
 
-ITERATIONS, TURNS, SIZE, PRODUCTS = 4, 5, 256, 300
+ITERATIONS, TURNS = 4, 5
 
 
 def seconds(function, *args):
@@ -45,15 +45,16 @@ def flops_of_products(jaxpr):
     return total
 
 
-def make_products():
-    """A function that times a layer's products: forward, and backward to its weights and its input."""
+def make_products(size):
+    """A function that measures a layer's products, forward and backward to its weights and its input: FLOP/s."""
+    count = 3 * max(4, int(1e10 / (6 * size**3)))
 
     def step(x, _):
         return (x.T @ (x @ weights)) @ weights.T, None
 
-    weights = jax.random.orthogonal(jax.random.key(0), SIZE)
-    chain = jax.jit(lambda x: jax.lax.scan(step, x, length=PRODUCTS // 3)[0]).lower(weights).compile()
-    return lambda: 2 * SIZE**3 * PRODUCTS / seconds(chain, weights)
+    weights = jax.random.orthogonal(jax.random.key(0), size)
+    chain = jax.jit(lambda x: jax.lax.scan(step, x, length=count // 3)[0]).lower(weights).compile()
+    return lambda: 2 * size**3 * count / seconds(chain, weights)
 
 
 def measure(algorithm, env_id, num_envs):
@@ -66,7 +67,7 @@ def measure(algorithm, env_id, num_envs):
     program = jax.jit(train, static_argnums=1).trace(runner, 1)
     flops = flops_of_products(program.jaxpr.jaxpr)
     compiled = program.lower().compile()
-    products = make_products()
+    products = make_products(256)
     bare = make_scan(envs.make(env_id, args.backend), num_envs, steps // num_envs)
     turns = [(products(), bare(), steps / seconds(compiled, runner)) for _ in range(TURNS + 1)][1:]
     rate, stepping, training = (statistics.median(column) for column in zip(*turns, strict=True))

@@ -1,22 +1,22 @@
 """Where the time of CRL's training goes, and what share of the machine's limits it reaches.
 
-    python benchmark/limits.py --env-id reacher ant --picture docs/profile.png
+    python benchmark/limits.py --env-id reacher ant_u_maze --picture docs/profile.png
 
 Limits are measured on the same cores: bare native physics, and float32 matrix products, large ones and ones of a hidden
-layer's size. The parts of an iteration (an unroll and its updates, with default flags) are differences between whole
-trainings that do less: hardly any updates, hardly any evaluation. Medians of turns.
+layer's size, forward and backward. The parts of an iteration (an unroll and its updates, with default flags) are
+differences between whole trainings that do less: hardly any updates, hardly any evaluation. Medians of turns.
 """
 
 import argparse
 import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+from bound import flops_of_products, make_products, seconds
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from stepping import make_scan
@@ -27,35 +27,15 @@ import envs
 ITERATIONS, REPEATS = 8, 5
 
 
-def seconds(function, *args):
-    start = time.perf_counter()
-    jax.block_until_ready(function(*args))
-    return time.perf_counter() - start
-
-
 def make_training(args, env, log=None):
-    """A function that times one epoch of ITERATIONS iterations."""
+    """A function that times one epoch of ITERATIONS iterations, and the operations of its matrix products."""
     steps = args.num_envs * args.unroll_length
     args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, learning_starts=1)
     init, train = crl_jax.make_train(args, env, log=log)
     runner = jax.jit(init)(jax.random.key(0))
-    train = jax.jit(train, static_argnums=1).lower(runner, 1).compile()
-    return lambda: seconds(train, runner)
-
-
-def make_products(size):
-    """A function that times matrix products of one size, and what they cost: floating point operations."""
-    count = max(4, int(2e10 / (2 * size**3)))
-    a, b = jax.random.normal(jax.random.key(0), (2, size, size)) / size**0.5
-    chain = jax.jit(lambda a, b: jax.lax.scan(lambda x, _: (x @ b, None), a, length=count)[0]).lower(a, b).compile()
-    return lambda: seconds(chain, a, b), count * 2 * size**3
-
-
-def flops_of_update(params, batch, args, env):
-    """As XLA counts them, for the gradient of the loss."""
-    networks = crl_jax.make_networks(args, env)
-    gradient = jax.jit(jax.grad(lambda *x: crl_jax.crl_loss(*x, networks, args)[0]))
-    return gradient.lower(params, batch, batch[1]).compile().cost_analysis()["flops"]
+    program = jax.jit(train, static_argnums=1).trace(runner, 1)
+    compiled = program.lower().compile()
+    return lambda: seconds(compiled, runner), flops_of_products(program.jaxpr.jaxpr)
 
 
 def profile(env_id):
@@ -70,46 +50,44 @@ def profile(env_id):
     shape = (updates, args.batch_size)
     sample = jax.jit(lambda buffer, key: crl_jax.sample_pairs(buffer, key, shape, args.gamma))
     scan = make_scan(env, args.num_envs, args.unroll_length * ITERATIONS)
-    small, small_flops = make_products(args.width)
-    large, large_flops = make_products(2048)
+    hardly_evaluated = replace(args, num_eval_envs=1)
+    training, flops = make_training(hardly_evaluated, env)
+    hardly_updated, other_flops = make_training(replace(hardly_evaluated, env_steps_per_update=steps), env)
     timed = {
-        "all": make_training(args, env),
-        "one evaluation episode": make_training(replace(args, num_eval_envs=1), env),
-        "one update": make_training(replace(args, num_eval_envs=1, env_steps_per_update=steps), env),
-        "logged": make_training(replace(args, num_eval_envs=1), env, log=lambda metrics: None),
+        "all": make_training(args, env)[0],
+        "training": training,
+        "hardly updated": hardly_updated,
+        "logged": make_training(hardly_evaluated, env, log=lambda metrics: None)[0],
         "stepping": lambda: steps * ITERATIONS / scan(),
         "sampling": lambda: seconds(sample, buffer, jax.random.key(1)) * ITERATIONS,
-        "small": small,
-        "large": large,
+        "products": make_products(args.width),
+        "large products": make_products(2048),
     }
     turns = [{name: function() for name, function in timed.items()} for _ in range(REPEATS + 1)][1:]
     took = {name: statistics.median(turn[name] for turn in turns) for name in timed}
-    learning = took["one evaluation episode"] - took["one update"] - took["sampling"]
+    learning = took["training"] - took["hardly updated"] - took["sampling"]
     epoch = crl_jax.make_schedule(args).iterations_per_epoch
     parts = {
         "stepping": took["stepping"] / ITERATIONS,
-        "acting, writing": (took["one update"] - took["stepping"]) / ITERATIONS,
+        "acting, writing": (took["hardly updated"] - took["stepping"]) / ITERATIONS,
         "sampling": took["sampling"] / ITERATIONS,
         "updating": learning / ITERATIONS,
-        "evaluation": (took["all"] - took["one evaluation episode"]) / epoch,
-        "log": max(took["logged"] - took["one evaluation episode"], 0) / epoch,
+        "evaluation": (took["all"] - took["training"]) / epoch,
+        "log": max(took["logged"] - took["training"], 0) / epoch,
     }
-    now, future = jax.tree.map(lambda x: x[0], sample(buffer, jax.random.key(1)))
-    batch = now.state, now.action, future.next_goal
-    flops = flops_of_update(runner.params, batch, args, env) * updates * ITERATIONS / learning
     figures = {
-        "stepping in training / bare": took["stepping"] / took["one update"],
-        "updates a second while updating": updates * ITERATIONS / learning,
-        "GFLOP/s of updates": flops / 1e9,
-        f"GFLOP/s of {args.width}³ products": small_flops / took["small"] / 1e9,
-        "GFLOP/s of 2048³ products": large_flops / took["large"] / 1e9,
+        "stepping in training / bare": took["stepping"] / took["hardly updated"],
+        "updates a second while updating": (updates - 1) * ITERATIONS / learning,
+        "GFLOP/s of updates": (flops - other_flops) / learning / 1e9,
+        f"GFLOP/s of {args.width}³ products": took["products"] / 1e9,
+        "GFLOP/s of 2048³ products": took["large products"] / 1e9,
     }
     return parts, figures
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env-id", nargs="+", default=["reacher", "ant"])
+    parser.add_argument("--env-id", nargs="+", default=["reacher", "ant_u_maze"])
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     figure, ax = plt.subplots(figsize=(8, 1 + 0.5 * len(args.env_id)))

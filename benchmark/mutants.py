@@ -38,11 +38,11 @@ CORE = {
     "sac_her_jax": {
         "sample_transitions": "test_sac_her.py -k 'share or goals or a_goal'",
         "sac_loss": "test_sac_her.py -k test_losses",
-        "unroll iterate": "test_sac_her.py -k same_seed",
+        "unroll iterate": "test_endings.py test_sac_her.py -k 'remembers or same_seed'",
     },
     "ppo_jax": {
         "LOG_STD_RANGE action_distribution log_prob_of sample_u": "test_ppo.py -k 'log_probability or test_losses'",
-        "update_statistics normalize": "test_ppo.py -k 'statistics or contract'",
+        "update_statistics normalize": "test_ppo.py -k 'statistics or normalized or contract'",
         "advantages_of": "test_ppo.py -k advantages",
         "ppo_loss": "test_ppo.py -k test_losses",
         "unroll iterate": "test_endings.py test_ppo.py -k 'what_follows or contract'",

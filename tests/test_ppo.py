@@ -25,6 +25,7 @@ from ppo_jax import (
     log_prob_of,
     make_schedule,
     make_train,
+    normalize,
     ppo_loss,
     sample_u,
     update_statistics,
@@ -117,9 +118,19 @@ def numpy_mlp(params, x):
     return x @ np.float64(params["params"]["Dense_0"]["kernel"]) + np.float64(params["params"]["Dense_0"]["bias"])
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_losses(normalize):
-    args = dataclasses.replace(TINY, clip_eps=0.2, entropy_coef=0.1, normalize_advantage=normalize)
+def test_normalized_observations_have_mean_0_and_variance_1():
+    data = np.random.default_rng(0).normal([5, -3], [0.1, 20], (1000, 2))
+    obs = normalize(Statistics(jnp.zeros(()), jnp.float32(data.mean(0)), jnp.float32(data.var(0))), jnp.float32(data))
+    np.testing.assert_allclose(obs.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(obs.var(0), 1, rtol=1e-3)
+    far = normalize(Statistics(jnp.zeros(()), jnp.zeros(2), jnp.ones(2)), jnp.array([1e3, -1e3]))
+    np.testing.assert_array_equal(far, [10, -10])
+    np.testing.assert_array_equal(normalize(None, far), far)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_losses(normalized):
+    args = dataclasses.replace(TINY, clip_eps=0.2, entropy_coef=0.1, normalize_advantage=normalized)
     networks = Networks(MLP(args, 4), MLP(args, 1))
     rng = np.random.default_rng(0)
     obs = rng.standard_normal((6, 3)).astype(np.float32)
@@ -140,7 +151,7 @@ def test_losses(normalize):
     total, metrics = ppo_loss(params, batch, key, networks, args)
 
     ratio = np.exp(density(u) - log_prob)
-    gain = (advantage - advantage.mean()) / advantage.std() if normalize else advantage
+    gain = (advantage - advantage.mean()) / advantage.std() if normalized else advantage
     assert ((ratio > 1.2) | (ratio < 0.8)).any() and ((ratio < 1.2) & (ratio > 0.8)).any()
     actor_loss = -np.mean(np.minimum(ratio * gain, np.clip(ratio, 0.8, 1.2) * gain))
     critic_loss = np.mean((numpy_mlp(params["critic"], np.float64(obs))[:, 0] - target) ** 2)

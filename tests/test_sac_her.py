@@ -84,7 +84,8 @@ def test_a_goal_is_of_the_same_trajectory_and_later(data):
     strategy = data.draw(st.sampled_from(["future", "final"]))
     batch = draw(fill(ids, capacity, unroll), 512, 1.0, strategy)
     (env, t), (goal_env, reached) = batch.state.astype(int).T, batch.goal.astype(int).T
-    assert (env == goal_env).all() and (t < reached).all() and (t >= len(ids) - capacity).all()
+    assert set(env) == set(range(num_envs)) and (t >= len(ids) - capacity).all()
+    assert (env == goal_env).all() and (t < reached).all()
     assert (ids[t, env] == ids[reached - 1, env]).all()  # the step that led there belongs to the trajectory
     if strategy == "final":
         assert all(r == len(ids) or ids[r, e] != ids[r - 1, e] for e, r in zip(env, reached, strict=True))
@@ -144,6 +145,7 @@ def test_losses():
     assert metrics["critic"] == pytest.approx(critic_loss, rel=1e-4)
     assert metrics["actor"] == pytest.approx(actor_loss, rel=1e-4)
     assert metrics["alpha_loss"] == pytest.approx(alpha_loss, rel=1e-4)
+    assert metrics["reward"] == pytest.approx(reward.mean())
     assert total == pytest.approx(critic_loss + actor_loss + alpha_loss, rel=1e-4)
 
     def gradient(part, of):
