@@ -15,7 +15,7 @@ run reacher ppo_sparse "1 2 3 4 5" ppo_jax.py --total-timesteps 2000000
 run arm_reach crl "1 2 3" crl_jax.py --total-timesteps 300000
 run cheetah crl "1 2 3" crl_jax.py --total-timesteps 1000000
 run simple_u_maze crl "1 2 3" crl_jax.py --total-timesteps 2000000
-run ant crl "1 2 3" crl_jax.py --backend spring --random-goals 0.5 --total-timesteps 6000000
+run ant crl "1 2 3" crl_jax.py --random-goals 0.5 --target-entropy -3 --total-timesteps 6000000
 run pusher_easy sac_her "1 2 3 4 5" sac_her_jax.py $pusher
 run pusher_easy sac "1 2 3 4 5" sac_her_jax.py $pusher --her-ratio 0
 .venv/bin/python benchmark/plot.py benchmark/results/*.csv --picture docs/results.png
