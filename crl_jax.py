@@ -40,7 +40,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
-    backend: str | None = None  # physics; None: native MuJoCo on a CPU, the benchmark's pipeline on an accelerator
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU (ant: spring), the benchmark's elsewhere
 
     # budget
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -294,7 +294,7 @@ def crl_loss(params, batch, noise, networks, args):
         "alpha_loss": alpha_loss,
         "alpha": alpha,
         "entropy": entropy,
-        "categorical_accuracy": jnp.mean(jnp.sum(logits >= jnp.diag(logits)[:, None], axis=1) == 1),
+        "categorical_accuracy": jnp.mean(jnp.sum(logits >= jnp.diag(logits)[:, None], axis=1) == 1),  # only itself
         "logits_pos": positive,
         "logits_neg": (jnp.sum(logits) / batch_size - positive) / (batch_size - 1),
         "logsumexp": jnp.mean(lse),
