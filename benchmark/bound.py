@@ -57,24 +57,28 @@ def make_products(size):
     return lambda: 2 * size**3 * count / seconds(chain, weights)
 
 
+def make_timed(init, train):
+    """A function that times one epoch of a training, and the operations of the epoch's matrix products."""
+    runner = jax.jit(init)(jax.random.key(0))
+    program = jax.jit(train, static_argnums=1).trace(runner, 1)
+    compiled = program.lower().compile()
+    return lambda: seconds(compiled, runner), flops_of_products(program.jaxpr.jaxpr)
+
+
 def measure(algorithm, env_id, num_envs):
     """The cells of a row of the table."""
     module, args = make_args(algorithm, env_id, num_envs, ITERATIONS, epochs=1)
     schedule = module.make_schedule(args)
     steps = ITERATIONS * schedule.steps_per_iteration
-    init, train = module.make_train(args)
-    runner = jax.jit(init)(jax.random.key(0))
-    program = jax.jit(train, static_argnums=1).trace(runner, 1)
-    flops = flops_of_products(program.jaxpr.jaxpr)
-    compiled = program.lower().compile()
+    training, flops = make_timed(*module.make_train(args))
     products = make_products(256)
     bare = make_scan(envs.make(env_id, args.backend), num_envs, steps // num_envs)
-    turns = [(products(), bare(), steps / seconds(compiled, runner)) for _ in range(TURNS + 1)][1:]
-    rate, stepping, training = (statistics.median(column) for column in zip(*turns, strict=True))
+    turns = [(products(), bare(), steps / training()) for _ in range(TURNS + 1)][1:]
+    rate, stepping, speed = (statistics.median(column) for column in zip(*turns, strict=True))
     bound = steps / (flops / rate + steps / stepping)
     per_update = flops / ITERATIONS / schedule.updates_per_iteration
-    cells = f"{per_update / 1e6:,.0f}", f"{rate / 1e9:,.0f}", f"{stepping:,.0f}", f"{bound:,.0f}", f"{training:,.0f}"
-    return algorithm, *cells, f"{training / bound:.0%}"
+    cells = f"{per_update / 1e6:,.0f}", f"{rate / 1e9:,.0f}", f"{stepping:,.0f}", f"{bound:,.0f}", f"{speed:,.0f}"
+    return algorithm, *cells, f"{speed / bound:.0%}"
 
 
 def main():

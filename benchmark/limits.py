@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from bound import flops_of_products, make_products, seconds
+from bound import make_products, make_timed, seconds
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from stepping import make_scan
@@ -31,11 +31,7 @@ def make_training(args, env, log=None):
     """A function that times one epoch of ITERATIONS iterations, and the operations of its matrix products."""
     steps = args.num_envs * args.unroll_length
     args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, learning_starts=1)
-    init, train = crl_jax.make_train(args, env, log=log)
-    runner = jax.jit(init)(jax.random.key(0))
-    program = jax.jit(train, static_argnums=1).trace(runner, 1)
-    compiled = program.lower().compile()
-    return lambda: seconds(compiled, runner), flops_of_products(program.jaxpr.jaxpr)
+    return make_timed(*crl_jax.make_train(args, env, log=log))
 
 
 def profile(env_id):

@@ -11,12 +11,13 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
+from bound import make_timed
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import crl_jax
@@ -39,27 +40,20 @@ def make_training(args):
     steps = args.num_envs * args.unroll_length
     args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, num_eval_envs=1, learning_starts=1)
     init, train = crl_jax.make_train(args)
-    keys = jax.random.split(jax.random.key(0), args.num_seeds)
-    runners = jax.jit(jax.vmap(init))(keys)
-    train = jax.jit(jax.vmap(lambda runner: train(runner, 1))).lower(runners).compile()
-
-    def timed():
-        start = time.perf_counter()
-        jax.block_until_ready(train(runners))
-        return time.perf_counter() - start
-
+    seeds = partial(jax.random.split, num=args.num_seeds)
+    timed, _ = make_timed(lambda key: jax.vmap(init)(seeds(key)), jax.vmap(train, in_axes=(0, None)))
     return timed
 
 
 def measure(args, what):
     """Cost of one step or update, in the unit of `UNITS`."""
     steps = ITERATIONS * args.num_envs * args.unroll_length
-    hardly = make_training(replace(args, env_steps_per_update=args.num_envs * args.unroll_length))
-    if what == "step":
-        return 1e6 * statistics.median(hardly() for _ in range(TURNS)) / steps
     if what == "seed":
         fully = make_training(args)
         return 1e6 * statistics.median(fully() for _ in range(TURNS)) / steps / args.num_seeds
+    hardly = make_training(replace(args, env_steps_per_update=args.num_envs * args.unroll_length))
+    if what == "step":
+        return 1e6 * statistics.median(hardly() for _ in range(TURNS)) / steps
     some = make_training(replace(args, env_steps_per_update=STEPS_PER_UPDATE))
     updates = steps // STEPS_PER_UPDATE - ITERATIONS
     return 1e3 * statistics.median(some() - hardly() for _ in range(TURNS)) / updates
