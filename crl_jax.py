@@ -66,6 +66,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
+    anneal_lr: bool = True  # the three learning rates fall linearly, to 0 at the end of the run
 
     # networks
     width: int = 256  # units of a hidden layer
@@ -416,8 +417,13 @@ def make_train(args, env=None, eval_env=None, log=None):
     goal_indices = jnp.array(env.goal_indices)
 
     networks = make_networks(args, env)
+    num_updates = args.total_timesteps // args.env_steps_per_update
+
+    def adam(lr):
+        return optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr)
+
     optimizer = optax.multi_transform(
-        {"actor": optax.adam(args.actor_lr), "critic": optax.adam(args.critic_lr), "alpha": optax.adam(args.alpha_lr)},
+        {"actor": adam(args.actor_lr), "critic": adam(args.critic_lr), "alpha": adam(args.alpha_lr)},
         {"actor": "actor", "phi": "critic", "psi": "critic", "log_alpha": "alpha"},
     )
 

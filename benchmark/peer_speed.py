@@ -6,7 +6,9 @@ that this needs, and runs it:
 
 import argparse
 import importlib
+import sys
 
+from cost import report
 from jaxgcrl.utils.config import RunConfig
 from jaxgcrl.utils.env import create_env
 
@@ -14,9 +16,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("algorithm", choices=("crl", "sac", "ppo"))
 parser.add_argument("--env-id", default="reacher")
 parser.add_argument("--num-envs", type=int, default=64)
+parser.add_argument("--cost", action="store_true", help="print what cost.py prints, of the peer's CRL")
 args = parser.parse_args()
 EPOCHS = 3
-UNROLL, PREFILL, ITERATIONS = {"crl": (62, 1000, 8), "sac": (50, 1000, 8), "ppo": (80, 0, 30)}[args.algorithm]
+UNROLL, PREFILL, ITERATIONS = {"crl": (62, 1000, 4), "sac": (50, 1000, 8), "ppo": (80, 0, 30)}[args.algorithm]
 
 
 class NoEvaluator:
@@ -51,7 +54,17 @@ config = RunConfig(
     log_wandb=False,
 )
 env = create_env(args.env_id)
-try:
+
+
+def train():
     agent.train_fn(config=config, train_env=env, eval_env=env, progress_fn=progress)
+
+
+if args.cost:
+    # Each environment gives its newest trajectory of a whole episode, less one step, to the batches.
+    report("jaxgcrl", train, UNROLL, args.num_envs * (config.episode_length - 1) // agent.batch_size)
+    sys.exit()
+try:
+    train()
 except (AssertionError, UnboundLocalError) as error:  # how it ends
     print(f"ended in {type(error).__name__}")

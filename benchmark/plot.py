@@ -3,7 +3,8 @@
     python benchmark/plot.py benchmark/results/*.csv --picture docs/results.png
 
 A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
-intervals (percentile). Upper row: over environment steps; lower row: over seconds since the start of the process.
+intervals (percentile). Each task has two panels, one above the other: over environment steps, and over minutes since
+the start of the process.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import bootstrap, trim_mean
+
+COLUMNS = 4
 
 
 def iqm(values, axis=-1):
@@ -50,7 +53,13 @@ def main():
     parser.add_argument("--at", type=int, nargs="+", default=[], help="steps at which the table looks, beside the last")
     args = parser.parse_args()
     tasks = sorted({path.stem.split("__")[0] for path in args.files})
-    figure, axes = plt.subplots(2, len(tasks), figsize=(3.2 * len(tasks), 5), sharey=True, squeeze=False)
+    methods = sorted({path.stem.split("__")[1] for path in args.files})
+    columns = min(len(tasks), COLUMNS)
+    bands = -(-len(tasks) // columns)
+    figure, axes = plt.subplots(2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False)
+    panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
+    for ax in axes[-2:, len(tasks) - (bands - 1) * columns :].flat:
+        ax.set_visible(False)
     print("| task | method | seeds | success rate | time near goal | steps | minutes | peak memory, MB |")
     print("|" + " --- |" * 8)
     for path in sorted(args.files):
@@ -58,9 +67,10 @@ def main():
         command, table = load(path)
         low, high = interval(table["success_rate"])
         middle = iqm(table["success_rate"])
-        for ax, x in zip(axes[:, tasks.index(task)], (table["steps"][:, 0], table["seconds"].mean(1)), strict=True):
-            (line,) = ax.plot(x, middle, label=method)
-            ax.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+        for ax, x in zip(panels[task], (table["steps"][:, 0], table["seconds"].mean(1) / 60), strict=True):
+            color = f"C{methods.index(method)}"
+            ax.plot(x, middle, label=method, color=color)
+            ax.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
         for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
             cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
             for name in ("success_rate", "time_near_goal"):
@@ -69,15 +79,14 @@ def main():
             minutes = table["seconds"][i].mean() / 60
             cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.0f}", f"{table['mb'].max():,.0f}"]
             print(f"| {' | '.join(cells)} |")
-    for ax, task in zip(axes[0], tasks, strict=True):
-        ax.set_title(task)
-        ax.set_xlabel("environment steps")
-    for ax in axes[1]:
-        ax.set_xlabel("seconds")
+    for task, (upper, lower) in panels.items():
+        upper.set(title=task, xlabel="environment steps")
+        lower.set(xlabel="minutes")
     for ax in axes.flat:
         ax.set_ylim(-0.02, 1.02)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize="small")
+        if ax.lines:
+            ax.legend(fontsize="small")
     for ax in axes[:, 0]:
         ax.set_ylabel("success rate")
     figure.tight_layout()

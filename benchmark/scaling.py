@@ -59,24 +59,21 @@ def measure(args, what):
     return 1e3 * statistics.median(some() - hardly() for _ in range(TURNS)) / updates
 
 
-def on_cores(count, arguments):
-    """The same program's answer where only `count` cores are to be had."""
-    cores = sorted(os.sched_getaffinity(0))[:count]
-    command = [sys.executable, __file__, *arguments, "--one"]
-    done = subprocess.run(
-        command, check=True, text=True, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, cores)
-    )
-    return [float(x) for x in done.stdout.split()]
+def on_cores(count, env_id):
+    """The costs with default flags where only `count` cores are to be had."""
+    command = [sys.executable, __file__, "--env-id", env_id, "--cores", str(count)]
+    return [float(x) for x in subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.split()]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--one", action="store_true", help="print the costs with default flags, and no more")
+    parser.add_argument("--cores", type=int, help="print the costs with default flags on so many cores, and no more")
     given = parser.parse_args()
     default = crl_jax.Args(env_id=given.env_id)
-    if given.one:
+    if given.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before JAX makes its threads
         return print(measure(default, "step"), measure(default, "update"))
     rows = []  # title, what is timed, values, costs
 
@@ -89,7 +86,7 @@ def main():
         costs = [measure(replace(default, **{flag: value}, **others), what) for value in values]
         add(title, what, values, costs)
     counts = range(1, len(os.sched_getaffinity(0)) + 1)
-    by_core = [on_cores(count, ["--env-id", given.env_id]) for count in counts]
+    by_core = [on_cores(count, given.env_id) for count in counts]
     for what, costs in zip(("step", "update"), zip(*by_core, strict=True), strict=True):
         add("cores", what, counts, costs)
     if given.picture:

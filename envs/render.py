@@ -142,7 +142,7 @@ def film_policy(
         q, reached = (x[: reached.all(1).argmax() * 3 // 2 + 20] for x in (q, reached))
     stride = math.ceil(len(q) / num_pictures)
     q, reached = q[::stride], reached[::stride]
-    pictures = draw(env, q.reshape(-1, q.shape[-1]), width, height).reshape(*q.shape[:2], height, width, 3)
+    pictures = np.stack([draw(env, episode, width, height) for episode in q.swapaxes(0, 1)], axis=1)
     frame = np.ones((height, width), bool)
     frame[6:-6, 6:-6] = False
     framed = (reached[..., None, None] > 0) & frame
