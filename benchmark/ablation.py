@@ -31,13 +31,13 @@ VARIANTS = (
     {"depth": 4},
     {"depth": 4} | RESIDUAL,
     {"depth": 8} | RESIDUAL,
-    {"depth": 16} | RESIDUAL,
     {"batch_size": 64},
-    {"batch_size": 1024},
-    {"env_steps_per_update": 4},
+    {"batch_size": 512},
+    {"env_steps_per_update": 8},
     {"env_steps_per_update": 64},
     {"random_goals": 0.5},
     {"gamma": 0.97},
+    {"anneal_lr": False},
 )
 TITLES = ("variant", "seed", "success_rate", "time_near_goal", "seconds")
 
@@ -45,7 +45,11 @@ TITLES = ("variant", "seed", "success_rate", "time_near_goal", "seconds")
 def flags_of(variant):
     """The variant as flags; those that are the default's are left out."""
     changed = {flag: value for flag, value in variant.items() if value != getattr(DEFAULT, flag)}
-    words = (f"--{flag.replace('_', '-')}" + ("" if value is True else f" {value}") for flag, value in changed.items())
+    words = (
+        f"--{'no-' if value is False else ''}{flag.replace('_', '-')}"
+        + ("" if isinstance(value, bool) else f" {value}")
+        for flag, value in changed.items()
+    )
     return " ".join(words) or "default"
 
 
