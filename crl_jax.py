@@ -66,7 +66,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
-    anneal_lr: bool = True  # the three learning rates fall linearly, to 0 at the end of the run
+    anneal_lr: bool = True  # let the three learning rates fall linearly, to 0 at the end of the run
 
     # networks
     width: int = 256  # units of a hidden layer
@@ -363,14 +363,14 @@ def make_schedule(args):
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
 
-def policy(networks, runner, obs):
+def actor_output(networks, runner, obs):
     """The actor's output for observations (..., observation_size)."""
     return networks.actor.apply(runner.params["actor"], obs)
 
 
 def act(networks, runner, obs):
     """The deterministic policy: actions in [-1, 1], (..., action_dim), for observations (..., observation_size)."""
-    mean, _ = action_distribution(policy(networks, runner, obs))
+    mean, _ = action_distribution(actor_output(networks, runner, obs))
     return jnp.tanh(mean)
 
 
@@ -417,7 +417,10 @@ def make_train(args, env=None, eval_env=None, log=None):
     goal_indices = jnp.array(env.goal_indices)
 
     networks = make_networks(args, env)
-    num_updates = args.total_timesteps // args.env_steps_per_update
+    num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
+    num_updates = (
+        num_iterations * schedule.updates_per_iteration
+    )  # whole epochs can be more: evaluating changes nothing
 
     def adam(lr):
         return optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr)
@@ -451,7 +454,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         def step(env_state, noise):
             state, _ = split_obs(env_state.obs)
-            action, _ = sample_action(policy(networks, runner, env_state.obs), noise)
+            action, _ = sample_action(actor_output(networks, runner, env_state.obs), noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_goal = env_state.info["next_obs"][:, goal_indices]

@@ -293,14 +293,14 @@ def normalize(statistics, obs):
     return jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.variance + 1e-6), -10.0, 10.0)
 
 
-def policy(networks, runner, obs):
+def actor_output(networks, runner, obs):
     """The actor's output for observations (..., observation_size)."""
     return networks.actor.apply(runner.params["actor"], normalize(runner.statistics, obs))
 
 
 def act(networks, runner, obs):
     """The deterministic policy: actions in [-1, 1], (..., action_dim), for observations (..., observation_size)."""
-    mean, _ = action_distribution(policy(networks, runner, obs))
+    mean, _ = action_distribution(actor_output(networks, runner, obs))
     return jnp.tanh(mean)
 
 
@@ -362,7 +362,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         def step(env_state, key):
             obs = env_state.obs
-            actor_out = policy(networks, runner, obs)
+            actor_out = actor_output(networks, runner, obs)
             u = sample_u(actor_out, key)
             env_state = train_env.step(env_state, jnp.tanh(u))
             terminated = env_state.done - env_state.info["truncation"]

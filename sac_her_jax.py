@@ -327,14 +327,14 @@ def make_schedule(args):
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
 
-def policy(networks, runner, obs):
+def actor_output(networks, runner, obs):
     """The actor's output for observations (..., observation_size)."""
     return networks.actor.apply(runner.params["actor"], obs)
 
 
 def act(networks, runner, obs):
     """The deterministic policy: actions in [-1, 1], (..., action_dim), for observations (..., observation_size)."""
-    mean, _ = action_distribution(policy(networks, runner, obs))
+    mean, _ = action_distribution(actor_output(networks, runner, obs))
     return jnp.tanh(mean)
 
 
@@ -409,7 +409,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         def step(env_state, noise):
             state, goal = split_obs(env_state.obs)
-            action, _ = sample_action(policy(networks, runner, env_state.obs), noise)
+            action, _ = sample_action(actor_output(networks, runner, env_state.obs), noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_state, _ = split_obs(env_state.info["next_obs"])

@@ -2,9 +2,9 @@
 
     python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation_reacher.csv -- --num-evals 12
 
-Every energy with every contrastive loss, and the default with other networks, batches and numbers of updates. Figures
-are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the greatest seed.
-`--csv FILE` adds each training to FILE when it ends; those that FILE has already are not run again.
+Every energy with every contrastive loss, and the default with other networks, batches, numbers of updates and so on.
+Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
+greatest seed. `--csv FILE` adds each training to FILE when it ends; those that FILE has already are not run again.
 """
 
 import argparse
@@ -39,7 +39,7 @@ VARIANTS = (
     {"gamma": 0.97},
     {"anneal_lr": False},
 )
-TITLES = ("variant", "seed", "success_rate", "time_near_goal", "seconds")
+TITLES = ("flags", "variant", "seed", "success_rate", "time_near_goal", "seconds")
 
 
 def flags_of(variant):
@@ -61,7 +61,7 @@ def train(args, seeds):
     for seed in seeds:
         start = time.perf_counter()
         metrics = jax.block_until_ready(compiled(jax.random.key(seed)))
-        last = slice(-(-3 * epochs // 4), None)
+        last = slice(-max(epochs // 4, 1), None)
         figures = (metrics[f"eval/{name}"][last].mean().item() for name in ("success_rate", "time_near_goal"))
         yield seed, *figures, time.perf_counter() - start
 
@@ -76,23 +76,25 @@ def main():
     parser.add_argument("--csv", type=Path, required=True)
     parser.epilog = "What follows -- are flags for crl_jax.py."
     given = parser.parse_args(own)
-    base = {"env_id": given.env_id} | vars(tyro.cli(crl_jax.Args, args=[*flags, "--env-id", given.env_id]))
+    flags += ["--env-id", given.env_id]
+    base, flags = vars(tyro.cli(crl_jax.Args, args=flags)), " ".join(flags)
     print("| | success rate | time near goal | seconds |\n| --- | --- | --- | --- |")
     for variant in VARIANTS:
         name, done = flags_of(variant), []
         if given.csv.exists():
             with given.csv.open() as file:
-                done = [row for row in csv.DictReader(file) if row["variant"] == name]
+                rows = [row for row in csv.DictReader(file) if (row["flags"], row["variant"]) == (flags, name)]
+            done = [row for row in rows if int(row["seed"]) in given.seeds]
         missing = [seed for seed in given.seeds if str(seed) not in {row["seed"] for row in done}]
         for row in train(crl_jax.Args(**base | variant), missing) if missing else ():
             new = not given.csv.exists()
             with given.csv.open("a", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerows([TITLES] * new)
-                writer.writerow([name, row[0], *(f"{x:.4f}" for x in row[1:3]), f"{row[3]:.1f}"])
-            done.append(dict(zip(TITLES, (name, *row), strict=True)))
+                writer.writerow([flags, name, row[0], *(f"{x:.4f}" for x in row[1:3]), f"{row[3]:.1f}"])
+            done.append(dict(zip(TITLES, (flags, name, *row), strict=True)))
         cells = [f"`{name}`" if name != "default" else name]
-        for title in TITLES[2:]:
+        for title in TITLES[3:]:
             values = [float(row[title]) for row in done]
             spread = f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
             cells.append(spread if title != "seconds" else f"{statistics.mean(values):.0f}")

@@ -87,7 +87,7 @@ def main():
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64)
     given = parser.parse_args()
-    print("| | MFLOP an update | products, GFLOP/s | bare steps/s | bound, steps/s | training, steps/s | share |")
+    print("| | products, MFLOP an update | at GFLOP/s | bare steps/s | bound, steps/s | training, steps/s | share |")
     print("|" + " --- |" * 7)
     for algorithm in given.algorithm:
         print(f"| {' | '.join(measure(algorithm, given.env_id, given.num_envs))} |", flush=True)

@@ -1,5 +1,6 @@
-"""A learning curve of the peer's CRL, jaxgcrl 0.2.8, with its own default flags but for the number of environments.
-Prints rows like those of this project's scripts, for `seeds.py`; `peer.py` makes the environment that it runs in:
+"""A learning curve of the peer's CRL, jaxgcrl 0.2.8, with its own default flags but for the number of environments,
+steps and evaluations. Prints rows like those of this project's scripts, for `seeds.py`; `peer.py` makes the environment
+that it runs in:
 
     .venv-peer/bin/python benchmark/seeds.py benchmark/peer_curve.py --seeds 1 2 3 -- --env-id reacher
 """
@@ -54,5 +55,6 @@ config = RunConfig(
 )
 try:
     crl.CRL().train_fn(config=config, train_env=env, eval_env=env, progress_fn=progress)
-except (AssertionError, UnboundLocalError) as error:  # how it ends: whole epochs fall short, or nothing was saved
-    print(f"ended in {type(error).__name__}")
+except (AssertionError, UnboundLocalError):  # how it ends: whole epochs fall short, or nothing was saved
+    if progress.epoch < args.num_evals:
+        raise

@@ -18,6 +18,8 @@ parser.add_argument("--env-id", default="reacher")
 parser.add_argument("--num-envs", type=int, default=64)
 parser.add_argument("--cost", action="store_true", help="print what cost.py prints, of the peer's CRL")
 args = parser.parse_args()
+if args.cost and args.algorithm != "crl":
+    parser.error("--cost is for crl")
 EPOCHS = 3
 UNROLL, PREFILL, ITERATIONS = {"crl": (62, 1000, 4), "sac": (50, 1000, 8), "ppo": (80, 0, 30)}[args.algorithm]
 
@@ -61,7 +63,7 @@ def train():
 
 
 if args.cost:
-    # Each environment gives its newest trajectory of a whole episode, less one step, to the batches.
+    # Each environment gives a window of an episode's length, less one step, to the batches.
     report("jaxgcrl", train, UNROLL, args.num_envs * (config.episode_length - 1) // agent.batch_size)
     sys.exit()
 try:

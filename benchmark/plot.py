@@ -25,7 +25,7 @@ def iqm(values, axis=-1):
 
 def interval(values):
     """Ends of the 95 % bootstrap interval of the inter-quartile mean over the last axis."""
-    if np.ptp(values) == 0:
+    if np.ptp(values) == 0 or values.shape[-1] == 1:
         return values[..., 0], values[..., 0]
     ends = bootstrap((values,), iqm, axis=-1, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return ends.low, ends.high

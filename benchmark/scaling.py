@@ -1,4 +1,4 @@
-"""How CRL's costs grow: with environments, batch, depth, buffer, episode length, seeds and cores. Prints a table.
+"""How CRL's costs grow: with environments, batch, depth, seeds and cores. Prints a table (`sampling.py` the buffer's).
 
     python benchmark/scaling.py --env-id reacher --picture docs/scaling.png
 
@@ -28,8 +28,6 @@ SWEEPS = {  # title: flag, its values, other flags, what is timed
     "environments": ("num_envs", (16, 64, 256, 1024, 4096), {}, "step"),
     "batch size": ("batch_size", (64, 128, 256, 512, 1024), {}, "update"),
     "layers, residual": ("depth", (4, 8, 16, 32), dict(residual=True, layer_norm=True), "update"),
-    "buffer size": ("buffer_size", (1_000, 10_000, 100_000), dict(num_envs=64), "update"),
-    "episode length": ("episode_length", (100, 1_000, 10_000), dict(num_envs=64), "update"),
     "seeds at once": ("num_seeds", (1, 2, 4), dict(num_envs=64), "seed"),
 }
 UNITS = {"step": "µs an environment step", "update": "ms an update", "seed": "µs an environment step of all seeds"}
@@ -90,7 +88,7 @@ def main():
     for what, costs in zip(("step", "update"), zip(*by_core, strict=True), strict=True):
         add("cores", what, counts, costs)
     if given.picture:
-        figure, axes = plt.subplots(2, 4, figsize=(12, 5))
+        figure, axes = plt.subplots(2, 3, figsize=(10, 5.5))
         for ax, (title, what, values, costs) in zip(axes.flat, rows, strict=True):
             ax.plot(values, costs, "o-")
             ax.set(title=title, ylabel=UNITS[what], xscale="log", ylim=(0, 1.2 * max(costs)))

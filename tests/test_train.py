@@ -96,11 +96,11 @@ def test_evaluation_does_not_influence_training(tiny):
 
 @pytest.mark.parametrize("anneal_lr", [True, False])
 def test_learning_ends_with_the_run_if_its_rate_is_annealed(anneal_lr):
-    """160 steps make for 20 updates, 4 an epoch: nothing changes after the fifth epoch, though one may go on."""
+    """Nothing changes after the fourth epoch, the last, though one may go on."""
     init, train_ = make_train(dataclasses.replace(TINY, anneal_lr=anneal_lr))
     one_epoch = jax.jit(train_, static_argnums=1)
     runner, params = jax.jit(init)(jax.random.key(0)), []
-    for _ in range(6):
+    for _ in range(5):
         runner, _ = one_epoch(runner, 1)
         params.append(np.concatenate([x.ravel() for x in jax.tree.leaves(runner.params)]))
     change = np.abs(np.diff(params, axis=0)).mean(1)
