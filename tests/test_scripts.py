@@ -125,8 +125,8 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
     one, other = map(importlib.import_module, (one, other))
     shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "act", "evaluate", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
-        shared += ["sample_action", "Buffer", "buffer_init", "buffer_add", "unroll", "epoch", "actor_output", "split_obs"]
-        shared += ["correlated_noise"]
+        shared += ["sample_action", "Buffer", "buffer_init", "buffer_add", "unroll", "epoch", "split_obs"]
+        shared += ["actor_output", "correlated_noise"]
     for name in shared:
         # CRL never looks at a reward, and SAC's transitions have other fields.
         texts = {part(module, name).replace(", args.dense_reward", "") for module in (one, other)}
