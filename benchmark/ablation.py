@@ -37,7 +37,7 @@ VARIANTS = (
     {"env_steps_per_update": 64},
     {"random_goals": 0.5},
     {"gamma": 0.97},
-    {"anneal_lr": False},
+    {"anneal_lr": True},
 )
 TITLES = ("flags", "variant", "seed", "success_rate", "time_near_goal", "seconds")
 
@@ -45,11 +45,7 @@ TITLES = ("flags", "variant", "seed", "success_rate", "time_near_goal", "seconds
 def flags_of(variant):
     """The variant as flags; those that are the default's are left out."""
     changed = {flag: value for flag, value in variant.items() if value != getattr(DEFAULT, flag)}
-    words = (
-        f"--{'no-' if value is False else ''}{flag.replace('_', '-')}"
-        + ("" if isinstance(value, bool) else f" {value}")
-        for flag, value in changed.items()
-    )
+    words = (f"--{flag.replace('_', '-')}" + ("" if value is True else f" {value}") for flag, value in changed.items())
     return " ".join(words) or "default"
 
 

@@ -62,7 +62,7 @@ def test_every_task_trains(script, env_id):
 CHANGES = {  # another value for every flag, but for those that only `main` reads
     "crl_jax": dict(
         logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
-        anneal_lr=False,
+        anneal_lr=True,
     ),
     "sac_her_jax": dict(dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1),
     "ppo_jax": dict(
