@@ -63,8 +63,7 @@ def cost(program):
 def report(name, start_training, unroll_length, updates):
     """Prints the row, for a training of so many steps and updates in an iteration."""
     program = program_of_iteration(start_training)
-    # The exploration noise is a scan as long as the unroll, but a small one.
-    bodies = [max(bodies_of_scans(program.jaxpr, n), key=lambda body: len(body.eqns)) for n in (unroll_length, updates)]
+    bodies = [next(bodies_of_scans(program.jaxpr, length)) for length in (unroll_length, updates)]
     (_, all_bytes), (_, step_bytes), (flops, size) = map(cost, (program, *bodies))
     batch = (all_bytes - step_bytes - size) / updates
     print("| | MFLOP an update | MB an update | MB a batch |\n| --- | --- | --- | --- |")

@@ -28,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     "crl_jax": {
         "LOG_STD_RANGE action_distribution sample_action": "test_losses.py -k 'log_std or log_prob or density'",
-        "correlated_noise": "test_losses.py -k correlated_noise",
         "buffer_add sample_pairs": "test_buffer.py",
         "ENERGIES energy_of_rows energy_of_pairs infonce CONTRASTIVE_LOSSES crl_loss": (
             "test_losses.py -k 'energies or contrastive_losses or crl_loss or each_loss'"
@@ -36,6 +35,7 @@ CORE = {
         "evaluate": "test_endings.py -k evaluation",
     },
     "sac_her_jax": {
+        "correlated_noise": "test_sac_her.py -k correlated_noise",
         "sample_transitions": "test_sac_her.py -k 'share or goals or a_goal'",
         "sac_loss": "test_sac_her.py -k test_losses",
         "unroll iterate": "test_endings.py test_sac_her.py -k 'remembers or same_seed'",

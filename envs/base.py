@@ -30,6 +30,9 @@ def load_robot(name: str) -> mujoco.MjSpec:
     for geom in spec.geoms:
         if geom.rgba[0] == np.float32(0.4):  # brax's brown is hard to see against walls and shadows
             geom.rgba, geom.material = ORANGE, ""
+    for texture in spec.textures:
+        if texture.name == "texplane":  # brax's black and white squares flicker in small pictures
+            texture.rgb1, texture.rgb2 = (0.18, 0.2, 0.24), (0.28, 0.31, 0.36)
     return spec
 
 

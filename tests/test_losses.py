@@ -17,7 +17,6 @@ from crl_jax import (
     Args,
     Networks,
     action_distribution,
-    correlated_noise,
     crl_loss,
     energy_of_pairs,
     energy_of_rows,
@@ -284,11 +283,3 @@ def test_contrastive_learning_finds_the_pairs(activation):
 
     metrics = learn(params)
     assert metrics["categorical_accuracy"][0] < 0.2 < 0.8 < metrics["categorical_accuracy"][-1]
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
-def test_correlated_noise_is_standard_normal_at_each_step(correlation):
-    noise = np.float64(correlated_noise(jax.random.key(0), (12, 40_000), correlation))
-    np.testing.assert_allclose(noise.mean(1), 0, atol=0.025)
-    expected = correlation ** np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
-    np.testing.assert_allclose(np.cov(noise), expected, atol=0.035)

@@ -19,6 +19,7 @@ from sac_her_jax import (
     action_distribution,
     buffer_add,
     buffer_init,
+    correlated_noise,
     make_schedule,
     make_train,
     sac_loss,
@@ -213,3 +214,11 @@ def test_short_training_improves():
     _, untrained = train(dataclasses.replace(args, actor_lr=0.0, critic_lr=0.0, batch_size=1), optimise=3)
     assert learnt["eval/final_dist"][-1] < 0.75 * untrained["eval/final_dist"][-1]
     assert learnt["eval/time_near_goal"][-1] > 1.5 * untrained["eval/time_near_goal"][-1]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
+def test_correlated_noise_is_standard_normal_at_each_step(correlation):
+    noise = np.float64(correlated_noise(jax.random.key(0), (12, 40_000), correlation))
+    np.testing.assert_allclose(noise.mean(1), 0, atol=0.025)
+    expected = correlation ** np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    np.testing.assert_allclose(np.cov(noise), expected, atol=0.035)
