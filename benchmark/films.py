@@ -19,7 +19,7 @@ def main():
     size = args.width, round(args.width * film.height / film.width)
     step = -(-film.n_frames // args.frames)
     frames = [
-        frame.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(64)
+        frame.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(64, Image.Quantize.MAXCOVERAGE)
         for i, frame in enumerate(ImageSequence.Iterator(film))
         if i % step == 0
     ]

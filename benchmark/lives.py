@@ -1,6 +1,7 @@
-"""What becomes of an ant under random actions, on each pipeline: it may neither fall nor jump higher than a metre.
+"""What becomes of ants, on each pipeline: they may neither fall nor jump higher than a metre.
 
-python benchmark/lives.py --backend mujoco mjx spring
+python benchmark/lives.py --backend mujoco mjx spring     # under random actions
+python benchmark/lives.py --backend spring --policy runs/ant__crl_jax__1__… --length 1000
 """
 
 import argparse
@@ -12,21 +13,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs
+from envs.checkpoint import load_policy
 
-EPISODES, LENGTH = 256, 300
+EPISODES = 256
 
 
-def lives(env):
-    """Whether each episode ended, and its torso's height then, (LENGTH, EPISODES) each."""
+def lives(env, policy, length):
+    """Whether each episode ended, its torso's height then, and whether it was at its goal: (length, EPISODES) each."""
 
     def step(state, key):
-        action = jax.random.uniform(key, (EPISODES, env.action_size), minval=-1, maxval=1)
-        state = jax.vmap(env.step)(state, action)
-        return state, (state.done, state.obs[:, 2])
+        state = jax.vmap(env.step)(state, policy(state.obs, key))
+        return state, (state.done, state.obs[:, 2], state.metrics["success"])
 
     def run(key):
         state = jax.vmap(env.reset)(jax.random.split(key, EPISODES))
-        return jax.lax.scan(step, state, jax.random.split(key, LENGTH))[1]
+        return jax.lax.scan(step, state, jax.random.split(key, length))[1]
 
     return map(np.array, jax.jit(run)(jax.random.key(0)))
 
@@ -35,13 +36,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="ant")
     parser.add_argument("--backend", nargs="+", choices=envs.BACKENDS, default=["mujoco", "mjx", "spring"])
+    parser.add_argument("--policy", type=Path, help="directory of a run, whose policy acts instead of chance")
+    parser.add_argument("--length", type=int, default=300, help="steps of an episode")
     args = parser.parse_args()
-    print(f"| pipeline | alive after {LENGTH} steps | jumped too high | fell |\n| --- | --- | --- | --- |")
+    learned = args.policy and load_policy(args.policy / "policy.jax")
+    print(f"| pipeline | reached its goal | else: alive after {args.length} steps | jumped too high | fell |")
+    print("|" + " --- |" * 5)
     for backend in args.backend:
-        done, height = lives(envs.make(args.env_id, backend))
-        ended = done.any(0)
-        high = ended & (height[done.argmax(0), np.arange(EPISODES)] > 0.6)
-        print(f"| {backend} | {np.mean(~ended):.0%} | {high.mean():.0%} | {(ended & ~high).mean():.0%} |", flush=True)
+        env = envs.make(args.env_id, backend)
+
+        def policy(obs, key, env=env):
+            return learned(obs) if learned else jax.random.uniform(key, (EPISODES, env.action_size), minval=-1)
+
+        done, height, success = lives(env, policy, args.length)
+        end = np.where(done.any(0), done.argmax(0), args.length)
+        reached = (success * (np.arange(args.length)[:, None] <= end)).any(0)
+        alive = end == args.length
+        high = height[np.minimum(end, args.length - 1), np.arange(EPISODES)] > 0.6
+        ends = (reached, ~reached & alive, ~reached & ~alive & high, ~reached & ~alive & ~high)
+        print(f"| {backend} | {' | '.join(f'{x.mean():.0%}' for x in ends)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main():
         command, table = load(path)
         low, high = interval(table["success_rate"])
         middle = iqm(table["success_rate"])
-        for ax, x in zip(panels[task], (table["steps"][:, 0], table["seconds"].mean(1) / 60), strict=True):
+        for ax, x in zip(panels[task], (table["steps"][:, 0] / 1e6, table["seconds"].mean(1) / 60), strict=True):
             color = f"C{methods.index(method)}"
             ax.plot(x, middle, label=method, color=color)
             ax.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
@@ -75,12 +75,13 @@ def main():
             cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
             for name in ("success_rate", "time_near_goal"):
                 low, high = interval(table[name][i])
-                cells.append(f"{iqm(table[name][i]):.2f} ({low:.2f} to {high:.2f})")
+                spread = f" ({low:.2f} to {high:.2f})" if table[name].shape[1] > 1 else ""
+                cells.append(f"{iqm(table[name][i]):.2f}{spread}")
             minutes = table["seconds"][i].mean() / 60
             cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.0f}", f"{table['mb'].max():,.0f}"]
             print(f"| {' | '.join(cells)} |")
     for task, (upper, lower) in panels.items():
-        upper.set(title=task, xlabel="environment steps")
+        upper.set(title=task, xlabel="million environment steps")
         lower.set(xlabel="minutes")
     for ax in axes.flat:
         ax.set_ylim(-0.02, 1.02)
