@@ -1,6 +1,6 @@
 """What each choice of CRL is worth on a task: trains with one choice changed at a time, and prints a table.
 
-    python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation_reacher.csv -- --num-evals 12
+    python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
 
 Every energy with every contrastive loss, and the default with other networks, batches, numbers of updates and so on.
 Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
@@ -74,6 +74,7 @@ def main():
     given = parser.parse_args(own)
     flags += ["--env-id", given.env_id]
     base, flags = vars(tyro.cli(crl_jax.Args, args=flags)), " ".join(flags)
+    given.csv.parent.mkdir(parents=True, exist_ok=True)
     print("| | success rate | time near goal | seconds |\n| --- | --- | --- | --- |")
     for variant in VARIANTS:
         name, done = flags_of(variant), []
@@ -92,8 +93,9 @@ def main():
         cells = [f"`{name}`" if name != "default" else name]
         for title in TITLES[3:]:
             values = [float(row[title]) for row in done]
-            spread = f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-            cells.append(spread if title != "seconds" else f"{statistics.mean(values):.0f}")
+            spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+            mean = statistics.mean(values)
+            cells.append(f"{mean:.0f}" if title == "seconds" else f"{mean:.2f}{spread}")
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
