@@ -404,10 +404,9 @@ def make_train(args, env=None, eval_env=None, log=None):
     goal_indices = jnp.array(env.goal_indices)
 
     networks = make_networks(args, env)
+    # Without those that fill up the last epoch: how often one evaluates must not change the training.
     num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
-    num_updates = (
-        num_iterations * schedule.updates_per_iteration
-    )  # whole epochs can be more: evaluating changes nothing
+    num_updates = num_iterations * schedule.updates_per_iteration
 
     def adam(lr):
         return optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr)
