@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import tyro
+from seeds import split_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import crl_jax
@@ -62,10 +63,13 @@ def train(args, seeds):
         yield seed, *figures, time.perf_counter() - start
 
 
+def append(path, row):
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerow(row)
+
+
 def main():
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
+    own, flags = split_flags(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -74,25 +78,23 @@ def main():
     given = parser.parse_args(own)
     flags += ["--env-id", given.env_id]
     base, flags = vars(tyro.cli(crl_jax.Args, args=flags)), " ".join(flags)
-    given.csv.parent.mkdir(parents=True, exist_ok=True)
+    if not given.csv.exists():
+        given.csv.parent.mkdir(parents=True, exist_ok=True)
+        append(given.csv, TITLES)
+    with given.csv.open() as file:
+        known = [row for row in csv.DictReader(file) if row["flags"] == flags and int(row["seed"]) in given.seeds]
     print("| | success rate | time near goal | seconds |\n| --- | --- | --- | --- |")
     for variant in VARIANTS:
-        name, done = flags_of(variant), []
-        if given.csv.exists():
-            with given.csv.open() as file:
-                rows = [row for row in csv.DictReader(file) if (row["flags"], row["variant"]) == (flags, name)]
-            done = [row for row in rows if int(row["seed"]) in given.seeds]
-        missing = [seed for seed in given.seeds if str(seed) not in {row["seed"] for row in done}]
-        for row in train(crl_jax.Args(**base | variant), missing) if missing else ():
-            new = not given.csv.exists()
-            with given.csv.open("a", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerows([TITLES] * new)
-                writer.writerow([flags, name, row[0], *(f"{x:.4f}" for x in row[1:3]), f"{row[3]:.1f}"])
-            done.append(dict(zip(TITLES, (flags, name, *row), strict=True)))
+        name = flags_of(variant)
+        rows = [row for row in known if row["variant"] == name]
+        missing = [seed for seed in given.seeds if str(seed) not in {row["seed"] for row in rows}]
+        for seed, success, near, seconds in train(crl_jax.Args(**base | variant), missing) if missing else ():
+            row = flags, name, seed, f"{success:.4f}", f"{near:.4f}", f"{seconds:.1f}"
+            append(given.csv, row)
+            rows.append(dict(zip(TITLES, row, strict=True)))
         cells = [f"`{name}`" if name != "default" else name]
         for title in TITLES[3:]:
-            values = [float(row[title]) for row in done]
+            values = [float(row[title]) for row in rows]
             spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
             mean = statistics.mean(values)
             cells.append(f"{mean:.0f}" if title == "seconds" else f"{mean:.2f}{spread}")

@@ -22,7 +22,8 @@ def lives(env, policy, length):
     """Whether each episode ended, its torso's height then, and whether it was at its goal: (length, EPISODES) each."""
 
     def step(state, key):
-        state = jax.vmap(env.step)(state, policy(state.obs, key))
+        chance = jax.random.uniform(key, (EPISODES, env.action_size), minval=-1)
+        state = jax.vmap(env.step)(state, policy(state.obs) if policy else chance)
         return state, (state.done, state.obs[:, 2], state.metrics["success"])
 
     def run(key):
@@ -39,16 +40,11 @@ def main():
     parser.add_argument("--policy", type=Path, help="directory of a run, whose policy acts instead of chance")
     parser.add_argument("--length", type=int, default=300, help="steps of an episode")
     args = parser.parse_args()
-    learned = args.policy and load_policy(args.policy / "policy.jax")
+    policy = args.policy and load_policy(args.policy / "policy.jax")
     print(f"| pipeline | reached its goal | else: alive after {args.length} steps | jumped too high | fell |")
     print("|" + " --- |" * 5)
     for backend in args.backend:
-        env = envs.make(args.env_id, backend)
-
-        def policy(obs, key, env=env):
-            return learned(obs) if learned else jax.random.uniform(key, (EPISODES, env.action_size), minval=-1)
-
-        done, height, success = lives(env, policy, args.length)
+        done, height, success = lives(envs.make(args.env_id, backend), policy, args.length)
         end = np.where(done.any(0), done.argmax(0), args.length)
         reached = (success * (np.arange(args.length)[:, None] <= end)).any(0)
         alive = end == args.length

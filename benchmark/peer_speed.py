@@ -8,7 +8,7 @@ import argparse
 import importlib
 import sys
 
-from cost import report
+import cost
 from jaxgcrl.utils.config import RunConfig
 from jaxgcrl.utils.env import create_env
 
@@ -22,6 +22,8 @@ if args.cost and args.algorithm != "crl":
     parser.error("--cost is for crl")
 EPOCHS = 3
 UNROLL, PREFILL, ITERATIONS = {"crl": (62, 1000, 4), "sac": (50, 1000, 8), "ppo": (80, 0, 30)}[args.algorithm]
+if args.cost:
+    ITERATIONS = cost.ITERATIONS
 
 
 class NoEvaluator:
@@ -64,7 +66,7 @@ def train():
 
 if args.cost:
     # Each environment gives a window of an episode's length, less one step, to the batches.
-    report("jaxgcrl", train, UNROLL, args.num_envs * (config.episode_length - 1) // agent.batch_size)
+    cost.report("jaxgcrl", train, UNROLL, args.num_envs * (config.episode_length - 1) // agent.batch_size)
     sys.exit()
 try:
     train()

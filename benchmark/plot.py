@@ -58,8 +58,6 @@ def main():
     bands = -(-len(tasks) // columns)
     figure, axes = plt.subplots(2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False)
     panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
-    for ax in axes[-2:, len(tasks) - (bands - 1) * columns :].flat:
-        ax.set_visible(False)
     print("| task | method | seeds | success rate | time near goal | steps | minutes | peak memory, MB |")
     print("|" + " --- |" * 8)
     for path in sorted(args.files):
@@ -86,8 +84,7 @@ def main():
     for ax in axes.flat:
         ax.set_ylim(-0.02, 1.02)
         ax.grid(alpha=0.3)
-        if ax.lines:
-            ax.legend(fontsize="small")
+        ax.legend(fontsize="small") if ax.lines else ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("success rate")
     figure.tight_layout()

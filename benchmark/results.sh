@@ -10,7 +10,7 @@ run() {  # task, method, seeds, script and its flags
 }
 
 peer() {  # task, seeds, flags
-    .venv-peer/bin/python benchmark/seeds.py benchmark/peer_curve.py --seeds $2 \
+    WANDB_MODE=disabled .venv-peer/bin/python benchmark/seeds.py benchmark/peer_curve.py --seeds $2 \
         --csv "benchmark/results/$1__jaxgcrl.csv" -- --env-id "$1" "${@:3}"
 }
 

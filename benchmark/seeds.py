@@ -58,15 +58,19 @@ def line_of(name, row):
     return f"| {' | '.join(cells)} |"
 
 
+def split_flags(words):
+    """The words before `--`, and those after it."""
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--csv", type=Path, help="file that is written anew, with each evaluation of each seed")
     parser.epilog = "What follows -- are flags for the script."
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
+    own, flags = split_flags(sys.argv[1:])
     args = parser.parse_args(own)
     name = " ".join((args.script, *flags))
     table = []

@@ -171,7 +171,10 @@ class Run:
                 saved = checkpoint.finished(self.directory / "checkpoints")
                 again = f"python {script_of(type(self.args))}.py --resume {self.directory}"
                 rest = f"to go on: {again}" if saved else f"logs, but no checkpoint yet, in {self.directory}"
-                print(f"{problem}; {rest}", file=sys.stderr, flush=True)
+                sys.stderr.flush()
+                stderr = os.dup(2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whatever threads of libraries still have to complain of
+                os.write(stderr, f"{problem}; {rest}\n".encode())
                 os._exit(code)  # the thread may compute on for hours
 
     def _on_signal(self, number, frame):
