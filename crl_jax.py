@@ -49,6 +49,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     unroll_length: int = 25  # steps of each environment between two rounds of updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
+    eval_noise: float = 0.0  # of evaluated actions, in the policy's standard deviations: 0 takes its mean, 1 samples it
 
     # algorithm
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
@@ -355,18 +356,22 @@ def actor_output(networks, runner, obs):
     return networks.actor.apply(runner.params["actor"], obs)
 
 
-def act(networks, runner, obs):
-    """The deterministic policy: actions in [-1, 1], (..., action_dim), for observations (..., observation_size)."""
-    mean, _ = action_distribution(actor_output(networks, runner, obs))
-    return jnp.tanh(mean)
+def act(networks, runner, obs, noise):
+    """Actions in [-1, 1] for observations (..., observation_size) and noise, both actions and noise (..., action_dim).
+
+    Standard normal noise samples the policy, as training does; 0 takes its mean.
+    """
+    mean, log_std = action_distribution(actor_output(networks, runner, obs))
+    return jnp.tanh(mean + jnp.exp(log_std) * noise)
 
 
-def evaluate(env, policy, key, num_episodes, episode_length):
-    """Fresh episodes of `policy`, observations -> actions. What follows an early termination does not count."""
+def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
+    """Episodes of `policy`, (observations, noise) -> actions. What follows an early termination does not count."""
 
-    def step(carry, _):
+    def step(carry, key):
         env_state, running, steps_near, episode_return, final_dist = carry
-        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs))
+        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
+        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs, noise))
         steps_near += running * env_state.metrics["success"]
         episode_return += running * env_state.reward
         final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
@@ -375,7 +380,8 @@ def evaluate(env, policy, key, num_episodes, episode_length):
     zeros = jnp.zeros(num_episodes)
     env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
     carry = (env_state, zeros + 1, zeros, zeros, zeros)
-    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, length=episode_length)
+    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)
+    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, noise_keys)
     return {
         "eval/success_rate": jnp.mean(steps_near > 0),
         "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
@@ -474,7 +480,8 @@ def make_train(args, env=None, eval_env=None, log=None):
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
-        metrics = evaluate(eval_env, partial(act, networks, runner), key, args.num_eval_envs, episode_length)
+        policy = partial(act, networks, runner)
+        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, episode_length, args.eval_noise)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:

@@ -18,12 +18,16 @@ from envs.checkpoint import load_policy
 EPISODES = 256
 
 
-def lives(env, policy, length):
+def lives(env, policy, length, noise):
     """Whether each episode ended, its torso's height then, and whether it was at its goal: (length, EPISODES) each."""
 
     def step(state, key):
-        chance = jax.random.uniform(key, (EPISODES, env.action_size), minval=-1)
-        state = jax.vmap(env.step)(state, policy(state.obs) if policy else chance)
+        shape = EPISODES, env.action_size
+        if policy:
+            action = policy(state.obs, noise * jax.random.normal(key, shape))
+        else:
+            action = jax.random.uniform(key, shape, minval=-1)
+        state = jax.vmap(env.step)(state, action)
         return state, (state.done, state.obs[:, 2], state.metrics["success"])
 
     def run(key):
@@ -38,13 +42,14 @@ def main():
     parser.add_argument("--env-id", default="ant")
     parser.add_argument("--backend", nargs="+", choices=envs.BACKENDS, default=["mujoco", "mjx", "spring"])
     parser.add_argument("--policy", type=Path, help="directory of a run, whose policy acts instead of chance")
+    parser.add_argument("--noise", type=float, default=0, help="of its actions, in its standard deviations")
     parser.add_argument("--length", type=int, default=300, help="steps of an episode")
     args = parser.parse_args()
     policy = args.policy and load_policy(args.policy / "policy.jax")
     print(f"| pipeline | reached its goal | else: alive after {args.length} steps | jumped too high | fell |")
     print("|" + " --- |" * 5)
     for backend in args.backend:
-        done, height, success = lives(envs.make(args.env_id, backend), policy, args.length)
+        done, height, success = lives(envs.make(args.env_id, backend), policy, args.length, args.noise)
         end = np.where(done.any(0), done.argmax(0), args.length)
         reached = (success * (np.arange(args.length)[:, None] <= end)).any(0)
         alive = end == args.length

@@ -22,7 +22,7 @@ run arm_reach crl "1 2 3" crl_jax.py --total-timesteps 300000 --num-evals 10 --n
 run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 --num-evals 10 --num-eval-envs 64
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --num-evals 10 --num-eval-envs 64
 run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --total-timesteps 1000000 --num-evals 10 --num-eval-envs 64
-run ant crl "1" crl_jax.py --random-goals 0.5 --target-entropy -3 --anneal-lr --total-timesteps 4000000 \
+run ant crl "1 2 3" crl_jax.py --random-goals 0.5 --target-entropy -1 --anneal-lr --eval-noise 1 --total-timesteps 8000000 \
     --num-evals 16 --num-eval-envs 64
 run pusher_easy sac_her "1 2 3 4 5" sac_her_jax.py $pusher
 run pusher_easy sac "1 2 3 4 5" sac_her_jax.py $pusher --her-ratio 0

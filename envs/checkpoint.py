@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from envs.base import GoalEnv
+
 _CHECKSUMS = "checksums.json"
 
 
@@ -93,20 +95,20 @@ def restore(path: Path, shapes: Any) -> Any:
         return checkpointer.restore(path / "state", shapes)
 
 
-def export_policy(path: Path, policy: Callable[[jax.Array], jax.Array], observation_size: int):
-    """Writes a function of observations, (batch, observation_size), with its parameters, as StableHLO.
+def export_policy(path: Path, policy: Callable[[jax.Array, jax.Array], jax.Array], env: GoalEnv):
+    """Writes a function of observations, (batch, observation_size), and noise, (batch, action_size), as StableHLO.
 
     `jax.export.deserialize(path.read_bytes()).call` is that function again, without the code that defined it.
     """
     (batch,) = jax.export.symbolic_shape("batch")
-    observations = jax.ShapeDtypeStruct((batch, observation_size), "float32")
-    exported = jax.export.export(jax.jit(policy), platforms=("cpu", "cuda", "tpu"))(observations)
+    shapes = [jax.ShapeDtypeStruct((batch, size), "float32") for size in (env.observation_size, env.action_size)]
+    exported = jax.export.export(jax.jit(policy), platforms=("cpu", "cuda", "tpu"))(*shapes)
     partial = path.with_suffix(".partial")
     partial.write_bytes(exported.serialize())
     partial.rename(path)
 
 
-def load_policy(path: Path) -> Callable[[jax.Array], jax.Array]:
+def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The function that `export_policy` wrote.
 
     Raises:

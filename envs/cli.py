@@ -63,7 +63,7 @@ def script_of(flags_class: type) -> str:
     return Path(inspect.getfile(flags_class)).stem
 
 
-def _parse(flags_class: type[T]) -> T:
+def _parse(flags_class: type[T], default: T) -> T:
     """`tyro.cli`, with the groups of `--help` taken from the comments between the fields of the class."""
     fields = {field.name: field for field in dataclasses.fields(flags_class)}
     groups: dict[str, list] = {}
@@ -73,7 +73,7 @@ def _parse(flags_class: type[T]) -> T:
         elif flag := re.fullmatch(r"    (\w+): .*?  # (.*)", line):
             field = fields[flag[1]]
             kind = Annotated[field.type, tyro.conf.arg(help=flag[2])]
-            group.append((field.name, kind, dataclasses.field(default=field.default)))
+            group.append((field.name, kind, dataclasses.field(default=getattr(default, field.name))))
     parts = {title: dataclasses.make_dataclass(title, group) for title, group in groups.items()}
     nested = dataclasses.make_dataclass(
         "Flags", [(title, part, dataclasses.field(default_factory=part)) for title, part in parts.items()]
@@ -109,31 +109,29 @@ def _flags_of_run(directory: str, flags_class: type[T]) -> T:
 def parse_args(flags_class: type[T]) -> T:
     """Reads the command line; a mistake ends the process with one line and exit code 2.
 
-    With `--resume RUN_DIR` the flags are those of that run. With `--evaluate RUN_DIR` too, but for those that say what
-    to evaluate on: `seed`, `num_eval_envs`, and where given `eval_env_id`, `episode_length` and `backend`.
+    With `--resume RUN_DIR` the flags are those of that run. With `--evaluate RUN_DIR` too, but `seed` and
+    `num_eval_envs` are not, and what is about evaluation can be given anew.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, until a run asks for more
     with mistakes_in_one_line():
-        given = _parse(flags_class)
+        default = flags_class()
+        given = _parse(flags_class, default)
         if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
         if given.resume and given.evaluate:
             raise ValueError("--resume goes on with a run and --evaluate ends one: choose")
         if not (given.resume or given.evaluate):
             return given
-        default, run = flags_class(), _flags_of_run(given.resume or given.evaluate, flags_class)
-        always, if_given = _OF_THE_PROCESS, set()
+        run, free = _flags_of_run(given.resume or given.evaluate, flags_class), _OF_THE_PROCESS
         if given.evaluate:
-            always, if_given = always | {"seed", "num_eval_envs"}, {"eval_env_id", "episode_length", "backend"}
-        new = {}
+            run = dataclasses.replace(run, seed=default.seed, num_eval_envs=default.num_eval_envs)
+            free = free | {"seed", "num_eval_envs", "eval_env_id", "eval_noise", "episode_length", "backend"}
+        given = _parse(flags_class, run)
         for name, value in vars(given).items():
-            differs = value != getattr(default, name) and value != getattr(run, name)
-            if name in always or (name in if_given and differs):
-                new[name] = value
-            elif differs:
+            if name not in free and value != getattr(run, name):
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {value}: the run has {getattr(run, name)}, and that stays; leave it out")
-        return dataclasses.replace(run, **new)
+        return given
 
 
 @contextlib.contextmanager

@@ -110,9 +110,10 @@ def save_film(path: str, pictures: np.ndarray, frames_per_second: float):
 
 def film_policy(
     env: GoalEnv,
-    policy: Callable[[jax.Array], jax.Array],
+    policy: Callable[[jax.Array, jax.Array], jax.Array],
     key: jax.Array,
     episode_length: int,
+    eval_noise: float = 0.0,
     num_episodes: int = 6,
     num_pictures: int = 120,
     width: int = 320,
@@ -123,19 +124,22 @@ def film_policy(
     It ends soon after the last episode came near its goal, or with the episodes.
 
     Args:
-      policy: observations (num_episodes, observation_size) -> actions.
+      policy: observations (num_episodes, observation_size), noise (num_episodes, action_size) -> actions.
+      eval_noise: standard deviation of the noise.
     """
 
-    def step(carry, _):
+    def step(carry, key):
         state, reached = carry
+        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
         reached = jnp.maximum(reached, state.metrics["success"])
         shown = state.pipeline_state.q, reached
-        return (jax.vmap(env.step)(state, policy(state.obs)), reached), shown
+        return (jax.vmap(env.step)(state, policy(state.obs, noise)), reached), shown
 
     @jax.jit
     def rollout(key):
         state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
-        return jax.lax.scan(step, (state, jnp.zeros(num_episodes)), length=episode_length)[1]
+        noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)
+        return jax.lax.scan(step, (state, jnp.zeros(num_episodes)), noise_keys)[1]
 
     q, reached = map(np.asarray, rollout(key))
     if reached[-1].all():  # the rest shows nothing new

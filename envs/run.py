@@ -138,7 +138,7 @@ class Run:
 
         Args:
           init, train: from `make_train`.
-          act: `act(runner_state, obs)`, the deterministic policy.
+          act: `act(runner_state, obs, noise)`, the policy.
         """
         key = jax.random.key(self.args.seed)
         if self.args.num_seeds > 1:
@@ -279,7 +279,7 @@ class Run:
         if self._seed_folders:
             runners = {folder: jax.tree.map(lambda x: x[i], runner) for i, folder in enumerate(self._seed_folders)}
         for folder, one in runners.items():
-            checkpoint.export_policy(folder / "policy.jax", partial(act, one), self.env.observation_size)
+            checkpoint.export_policy(folder / "policy.jax", partial(act, one), self.env)
 
     # ---- log --------------------------------------------------------------------------------------------------------
 
@@ -336,7 +336,7 @@ class Run:
 def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Path:
     """Films the policy into `path`.gif, with a page around it, `path`.html; returns the film's path."""
     length = args.episode_length or env.episode_length
-    pictures = render.film_policy(env, policy, jax.random.key(args.seed), length)
+    pictures = render.film_policy(env, policy, jax.random.key(args.seed), length, args.eval_noise)
     gif, page = path.with_suffix(".gif"), path.with_suffix(".html")
     render.save_film(gif, pictures, frames_per_second=20)
     render.save_page(
@@ -353,7 +353,8 @@ def report(args, env: GoalEnv, evaluate: Callable):
         raise ValueError(f"--evaluate {directory} has {args.num_seeds} seeds: choose the folder of one in it")
     policy = checkpoint.load_policy(directory / "policy.jax")
     num_episodes, length = args.num_eval_envs, args.episode_length or env.episode_length
-    results = jax.jit(lambda key: evaluate(env, policy, key, num_episodes, length))(jax.random.key(args.seed))
+    run = jax.jit(lambda key: evaluate(env, policy, key, num_episodes, length, args.eval_noise))
+    results = run(jax.random.key(args.seed))
     results = {name: float(value) for name, value in results.items()}
     rate = results["eval/success_rate"]
     interval = binomtest(round(rate * num_episodes), num_episodes).proportion_ci(method="wilson")

@@ -45,9 +45,8 @@ class Line(envs.GoalEnv):
 def test_evaluation_ends_with_the_episode():
     """Against a plain loop: some episodes come to the goal, some start past it, some end early."""
     env, key, episodes, length = Line(), jax.random.key(0), 40, 6
-    metrics = jax.jit(lambda key: crl_jax.evaluate(env, lambda obs: jnp.ones((len(obs), 1)), key, episodes, length))(
-        key
-    )
+    policy = lambda obs, noise: jnp.ones_like(noise)  # noqa: E731
+    metrics = jax.jit(lambda key: crl_jax.evaluate(env, policy, key, episodes, length, 1.0))(key)
     starts = np.array(jax.vmap(env.reset)(jax.random.split(key, episodes)).obs[:, 0])
     near, last = np.zeros(episodes), np.zeros(episodes)
     for i, x in enumerate(starts):
@@ -67,6 +66,19 @@ def test_evaluation_ends_with_the_episode():
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_evaluation_with_noise():
+    """Fresh standard normal noise, times `eval_noise`, for each episode and step: a random walk of that variance."""
+    env, key, episodes, length = Line(), jax.random.key(0), 4000, 3
+    run = jax.jit(lambda scale: crl_jax.evaluate(env, lambda obs, noise: noise, key, episodes, length, scale))
+    for eval_noise in (0.0, 0.1, 0.2):
+        metrics = run(eval_noise)
+        starts = jax.vmap(env.reset)(jax.random.split(key, episodes)).obs[:, 0]
+        walk = eval_noise * np.random.default_rng(0).normal(size=(episodes, length)).cumsum(1) + starts[:, None]
+        near = np.abs(walk) < 1
+        np.testing.assert_allclose(metrics["eval/success_rate"], near.any(1).mean(), atol=0.02 if eval_noise else 1e-6)
+        np.testing.assert_allclose(metrics["eval/time_near_goal"], near.mean(), atol=0.02 if eval_noise else 1e-6)
 
 
 class Treadmill(Line):

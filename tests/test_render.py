@@ -58,9 +58,9 @@ def test_nothing_to_do_is_an_error(monkeypatch, capsys):
 def test_film_of_a_policy(pictures):
     """Episodes side by side, framed from the first success on, over once all have reached their goals."""
     env = envs.make("simple_u_maze", backend="mujoco")
-    still = render.film_policy(env, lambda obs: jax.numpy.zeros((3, 2)), jax.random.key(0), 9, 3, 5, 80, 60)
+    still = render.film_policy(env, lambda obs, noise: 0 * noise, jax.random.key(0), 9, 0.0, 3, 5, 80, 60)
     assert still.shape == (5, 60, 240, 3) and still.dtype == np.uint8
     assert (still[:, 0, 0] != render._REACHED).any()  # nobody gets there by standing still
     env.goal_reach_thresh = 100.0
-    reached = render.film_policy(env, lambda obs: jax.numpy.zeros((3, 2)), jax.random.key(0), 200, 3, 5, 80, 60)
+    reached = render.film_policy(env, lambda obs, noise: 0 * noise, jax.random.key(0), 200, 0.0, 3, 5, 80, 60)
     assert len(reached) <= 5 and (reached[-1, 0, :] == render._REACHED).all()

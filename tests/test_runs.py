@@ -119,13 +119,16 @@ def test_interrupted_runs_go_on_to_the_same_bits(finished, tmp_path):
 
 
 def test_policy_stands_alone(finished):
-    """The exported function is the deterministic policy of the final parameters."""
+    """The exported function is the policy of the final parameters, sampled with the noise that it is given."""
     script, directory = finished
     args, runner, info = final_state(script, directory)
     module, env = importlib.import_module(script), envs.make(args.env_id)
     obs = jax.random.normal(jax.random.key(0), (5, env.observation_size))
     policy = jax.export.deserialize(bytearray((directory / "policy.jax").read_bytes()))
-    np.testing.assert_allclose(policy.call(obs), module.act(module.make_networks(args, env), runner, obs), rtol=1e-5)
+    networks, noise = module.make_networks(args, env), jax.random.normal(jax.random.key(1), (5, env.action_size))
+    mean, log_std = module.action_distribution(module.actor_output(networks, runner, obs))
+    np.testing.assert_allclose(policy.call(obs, noise), np.tanh(mean + np.exp(log_std) * noise), rtol=1e-5)
+    np.testing.assert_allclose(policy.call(obs, 0 * noise), np.tanh(mean), rtol=1e-5)
     assert info["epoch"] == 12 and info["steps"] == scalars(directory)["eval/success_rate"][-1][0]
 
 
@@ -133,12 +136,12 @@ def test_evaluate(finished, tmp_path):
     """Prints what the script's own evaluation says, with an interval, and films; on another maze of its kind too."""
     script, directory = finished
     directory = shutil.copytree(directory, tmp_path / "run")
-    more = "--num-eval-envs 50 --seed 7 --eval-env-id simple_u_maze_eval --episode-length 200"
+    more = "--num-eval-envs 50 --seed 7 --eval-env-id simple_u_maze_eval --episode-length 200 --eval-noise 0.5"
     code, out, err = run("--evaluate", "run", *shlex.split(more), cwd=tmp_path, script=f"{script}.py")
     assert code == 0, err
     module, env = importlib.import_module(script), envs.make("simple_u_maze_eval")
     policy = checkpoint.load_policy(directory / "policy.jax")
-    expected = jax.jit(lambda key: module.evaluate(env, policy, key, 50, 200))(jax.random.key(7))
+    expected = jax.jit(lambda key: module.evaluate(env, policy, key, 50, 200, 0.5))(jax.random.key(7))
     lines = out.splitlines()
     assert lines[0] == "simple_u_maze_eval, 50 episodes, seed 7"
     for line, name in zip(lines[1:5], ("success_rate", "time_near_goal", "final_dist", "episode_return"), strict=True):
@@ -158,6 +161,7 @@ def test_evaluate(finished, tmp_path):
     ("spoil", "more", "message"),
     [
         (lambda run: None, "--gamma 0.9", "--gamma 0.9: the run has 0.99, and that stays; leave it out"),
+        (lambda run: None, "--width 256", "--width 256: the run has 8, and that stays; leave it out"),
         (lambda run: shutil.rmtree(run / "checkpoints"), "", "checkpoints holds no checkpoint yet: start the run anew"),
         (lambda run: (run / "args.json").unlink(), "", "is not the directory of a run: no readable args.json in it"),
         (lambda run: (run / "args.json").write_text("[1]"), "", "is not the directory of a run"),
@@ -166,7 +170,7 @@ def test_evaluate(finished, tmp_path):
         (lambda run: flip_a_bit(run), "", "is damaged; delete it to go on from the one before, if there is one"),
         (lambda run: next(run.glob("checkpoints/*/info.json")).unlink(), "", "is damaged"),
     ],
-    ids=["flag", "none", "no-run", "no-args", "other-args", "version", "bit", "file"],
+    ids=["flag", "default-flag", "none", "no-run", "no-args", "other-args", "version", "bit", "file"],
 )
 def test_what_cannot_be_resumed_is_refused_in_one_line(spoil, more, message, crl_run):
     spoil(crl_run)
