@@ -19,11 +19,12 @@ run reacher crl "1 2 3 4 5" crl_jax.py
 run reacher sac_her "1 2 3 4 5" sac_her_jax.py --total-timesteps 400000
 run reacher ppo_sparse "1 2 3 4 5" ppo_jax.py --total-timesteps 2000000
 run arm_reach crl "1 2 3" crl_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
-run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 --num-evals 10 --num-eval-envs 64
+run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --eval-noise 1 --total-timesteps 1000000 --num-evals 10 \
+    --num-eval-envs 64
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --num-evals 10 --num-eval-envs 64
 run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --total-timesteps 1000000 --num-evals 10 --num-eval-envs 64
-run ant crl "1 2 3" crl_jax.py --random-goals 0.5 --target-entropy -1 --anneal-lr --eval-noise 1 --total-timesteps 8000000 \
-    --num-evals 16 --num-eval-envs 64
+run ant crl "1 2 3" crl_jax.py --random-goals 0.5 --anneal-lr --eval-noise 1 --total-timesteps 8000000 \
+    --num-evals 16 --num-eval-envs 64 --checkpoint-every 4 --target-entropy -1
 run pusher_easy sac_her "1 2 3 4 5" sac_her_jax.py $pusher
 run pusher_easy sac "1 2 3 4 5" sac_her_jax.py $pusher --her-ratio 0
 peer reacher "1" --num-evals 6 --total-timesteps 500000

@@ -121,7 +121,8 @@ def film_policy(
 ) -> np.ndarray:
     """Episodes side by side, 3 in a row, as a film of at most `num_pictures` pictures, (time, height, width, 3) uint8.
 
-    It ends soon after the last episode came near its goal, or with the episodes.
+    An episode that the task ends stands still from then on. The film ends soon after the last episode that came near
+    its goal or ended, or with the episodes.
 
     Args:
       policy: observations (num_episodes, observation_size), noise (num_episodes, action_size) -> actions.
@@ -130,10 +131,14 @@ def film_policy(
 
     def step(carry, key):
         state, reached = carry
-        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
         reached = jnp.maximum(reached, state.metrics["success"])
-        shown = state.pipeline_state.q, reached
-        return (jax.vmap(env.step)(state, policy(state.obs, noise)), reached), shown
+        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
+
+        def unless_ended(new, old):
+            return jnp.where(state.done.astype(bool).reshape((-1,) + (1,) * (new.ndim - 1)), old, new)
+
+        new_state = jax.tree.map(unless_ended, jax.vmap(env.step)(state, policy(state.obs, noise)), state)
+        return (new_state, reached), (state.pipeline_state.q, reached, state.done)
 
     @jax.jit
     def rollout(key):
@@ -141,9 +146,10 @@ def film_policy(
         noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)
         return jax.lax.scan(step, (state, jnp.zeros(num_episodes)), noise_keys)[1]
 
-    q, reached = map(np.asarray, rollout(key))
-    if reached[-1].all():  # the rest shows nothing new
-        q, reached = (x[: reached.all(1).argmax() * 3 // 2 + 20] for x in (q, reached))
+    q, reached, ended = map(np.asarray, rollout(key))
+    over = np.maximum(reached, ended).all(1)
+    if over[-1]:  # the rest shows nothing new
+        q, reached = (x[: over.argmax() * 3 // 2 + 20] for x in (q, reached))
     stride = math.ceil(len(q) / num_pictures)
     q, reached = q[::stride], reached[::stride]
     pictures = np.stack([draw(env, episode, width, height) for episode in q.swapaxes(0, 1)], axis=1)

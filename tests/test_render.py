@@ -64,3 +64,14 @@ def test_film_of_a_policy(pictures):
     env.goal_reach_thresh = 100.0
     reached = render.film_policy(env, lambda obs, noise: 0 * noise, jax.random.key(0), 200, 0.0, 3, 5, 80, 60)
     assert len(reached) <= 5 and (reached[-1, 0, :] == render._REACHED).all()
+
+
+def test_film_stands_still_after_the_end(pictures):
+    env = envs.make("simple_u_maze", backend="mujoco")
+    film = lambda: render.film_policy(env, lambda obs, noise: 0 * noise + 1, jax.random.key(0), 9, 0.0, 3, 9, 80, 60)  # noqa: E731
+    goes_on = film()
+    env.terminated = lambda physics: jax.numpy.bool_(True)
+    ends = film()
+    assert (goes_on[8] != goes_on[1]).any()
+    np.testing.assert_array_equal(ends[1], goes_on[1])
+    assert len(ends) == 9 and (ends[1:] == ends[1]).all()
