@@ -63,8 +63,9 @@ def script_of(flags_class: type) -> str:
     return Path(inspect.getfile(flags_class)).stem
 
 
-def _parse(flags_class: type[T], default: T) -> T:
+def _parse(default: T) -> T:
     """`tyro.cli`, with the groups of `--help` taken from the comments between the fields of the class."""
+    flags_class = type(default)
     fields = {field.name: field for field in dataclasses.fields(flags_class)}
     groups: dict[str, list] = {}
     for line in "".join(map(inspect.getsource, (flags_class, RunArgs))).splitlines():
@@ -115,7 +116,7 @@ def parse_args(flags_class: type[T]) -> T:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, until a run asks for more
     with mistakes_in_one_line():
         default = flags_class()
-        given = _parse(flags_class, default)
+        given = _parse(default)
         if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
         if given.resume and given.evaluate:
@@ -126,7 +127,7 @@ def parse_args(flags_class: type[T]) -> T:
         if given.evaluate:
             run = dataclasses.replace(run, seed=default.seed, num_eval_envs=default.num_eval_envs)
             free = free | {"seed", "num_eval_envs", "eval_env_id", "eval_noise", "episode_length", "backend"}
-        given = _parse(flags_class, run)
+        given = _parse(run)
         for name, value in vars(given).items():
             if name not in free and value != getattr(run, name):
                 flag = name.replace("_", "-")

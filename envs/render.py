@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 import envs
 from envs.base import GoalEnv
+from envs.wrappers import where_done
 
 _TITLE_HEIGHT = 24  # pixels
 _FILM_COLUMNS = 3
@@ -113,7 +114,7 @@ def film_policy(
     policy: Callable[[jax.Array, jax.Array], jax.Array],
     key: jax.Array,
     episode_length: int,
-    eval_noise: float = 0.0,
+    eval_noise: float,
     num_episodes: int = 6,
     num_pictures: int = 120,
     width: int = 320,
@@ -133,11 +134,7 @@ def film_policy(
         state, reached = carry
         reached = jnp.maximum(reached, state.metrics["success"])
         noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
-
-        def unless_ended(new, old):
-            return jnp.where(state.done.astype(bool).reshape((-1,) + (1,) * (new.ndim - 1)), old, new)
-
-        new_state = jax.tree.map(unless_ended, jax.vmap(env.step)(state, policy(state.obs, noise)), state)
+        new_state = where_done(state.done, state, jax.vmap(env.step)(state, policy(state.obs, noise)))
         return (new_state, reached), (state.pipeline_state.q, reached, state.done)
 
     @jax.jit

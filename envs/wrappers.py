@@ -7,6 +7,15 @@ from brax.envs import State, Wrapper
 from envs.base import GoalEnv
 
 
+def where_done(done, new, old):
+    """The tree `new` where `done`, (num_envs,), else `old`; all leaves have a leading axis `num_envs`."""
+
+    def where(new, old):
+        return jnp.where(done.astype(bool).reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(where, new, old)
+
+
 class BatchedEnv(Wrapper):
     """`num_envs` environments that step together; one that ends starts anew with a fresh start and a fresh goal.
 
@@ -57,13 +66,9 @@ class BatchedEnv(Wrapper):
     def _restart(self, state: State) -> State:
         """Replaces the environments that are done; reward, done and metrics stay those of the step just taken."""
         fresh, reset_keys = self._reset(state.info["reset_key"])
-
-        def where_done(new, old):
-            return jnp.where(state.done.astype(bool).reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
-
         info = state.info
-        physics, obs, steps, traj_id, reset_key = jax.tree.map(
-            where_done,
+        physics, obs, steps, traj_id, reset_key = where_done(
+            state.done,
             (fresh.pipeline_state, fresh.obs, jnp.zeros_like(info["steps"]), info["traj_id"] + 1, reset_keys),
             (state.pipeline_state, state.obs, info["steps"], info["traj_id"], info["reset_key"]),
         )

@@ -45,7 +45,10 @@ class Line(envs.GoalEnv):
 def test_evaluation_ends_with_the_episode():
     """Against a plain loop: some episodes come to the goal, some start past it, some end early."""
     env, key, episodes, length = Line(), jax.random.key(0), 40, 6
-    policy = lambda obs, noise: jnp.ones_like(noise)  # noqa: E731
+
+    def policy(obs, noise):
+        return jnp.ones_like(noise)
+
     metrics = jax.jit(lambda key: crl_jax.evaluate(env, policy, key, episodes, length, 1.0))(key)
     starts = np.array(jax.vmap(env.reset)(jax.random.split(key, episodes)).obs[:, 0])
     near, last = np.zeros(episodes), np.zeros(episodes)

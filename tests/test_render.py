@@ -68,7 +68,10 @@ def test_film_of_a_policy(pictures):
 
 def test_film_stands_still_after_the_end(pictures):
     env = envs.make("simple_u_maze", backend="mujoco")
-    film = lambda: render.film_policy(env, lambda obs, noise: 0 * noise + 1, jax.random.key(0), 9, 0.0, 3, 9, 80, 60)  # noqa: E731
+
+    def film():
+        return render.film_policy(env, lambda obs, noise: 0 * noise + 1, jax.random.key(0), 9, 0.0, 3, 9, 80, 60)
+
     goes_on = film()
     env.terminated = lambda physics: jax.numpy.bool_(True)
     ends = film()
