@@ -1,4 +1,4 @@
-"""Contrastive reinforcement learning (CRL): reach goals without a reward, a model or a value function.
+"""Contrastive reinforcement learning (CRL): reach goals without a reward function or a model of the world.
 
 Take a state and an action of a past trajectory and, as a goal, where that same trajectory was k steps later:
 
@@ -13,7 +13,8 @@ whose right answer is row j; what belongs to other pairs serves as negatives. Wi
 
 the best critic is log p(g | s, a) - log p(g) up to a constant: how much likelier g is to be reached, discounted by γ,
 after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to its
-goal g', with as much entropy as α asks for (H̄ is the target). g' is the row's own g, or for --random-goals another's:
+goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target H̄. g' is the row's own g,
+or for --random-goals another's:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -49,7 +50,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     unroll_length: int = 25  # steps of each environment between two rounds of updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
-    eval_noise: float = 0.0  # of evaluated actions, in the policy's standard deviations: 0 takes its mean, 1 samples it
+    eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
 
     # algorithm
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
@@ -269,7 +270,7 @@ def crl_loss(params, batch, noise, networks, args):
 
     alpha = jnp.exp(params["log_alpha"])
     row = jnp.arange(len(goal))
-    row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)  # of g': rows are independent
+    row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)  # the row of g'
     policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[row]), noise)
     policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
     actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)[row]))
@@ -321,7 +322,7 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(args):
-    """Counts iterations and epochs. Raises ValueError, with what would do instead, for flags that make no sense."""
+    """Counts iterations and epochs. Raises ValueError, with a value that would do, for flags that make no sense."""
 
     def check(condition, flag, advice):
         if not condition:
@@ -357,7 +358,7 @@ def actor_output(networks, runner, obs):
 
 
 def act(networks, runner, obs, noise):
-    """Actions in [-1, 1] for observations (..., observation_size) and noise, both actions and noise (..., action_dim).
+    """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
     Standard normal noise samples the policy, as training does; 0 takes its mean.
     """
@@ -407,7 +408,6 @@ def make_train(args, env=None, eval_env=None, log=None):
     eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
     episode_length = args.episode_length or env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
-    goal_indices = jnp.array(env.goal_indices)
 
     networks = make_networks(args, env)
     # Without those that fill up the last epoch: how often one evaluates must not change the training.
@@ -449,8 +449,8 @@ def make_train(args, env=None, eval_env=None, log=None):
             action, _ = sample_action(actor_output(networks, runner, env_state.obs), noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
-            next_goal = env_state.info["next_obs"][:, goal_indices]
-            return env_state, (Transition(state, action, next_goal), traj_id)
+            next_state, _ = split_obs(env_state.info["next_obs"])
+            return env_state, (Transition(state, action, env.achieved(next_state)), traj_id)
 
         key, noise_key = jax.random.split(runner.key)
         shape = (args.unroll_length, args.num_envs, env.action_size)

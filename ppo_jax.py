@@ -13,8 +13,8 @@ close to the old ones, the value its own target, and a bonus keeps the policy ra
     L(π) = -mean( min( ρ A, clip(ρ, 1 - ε, 1 + ε) A ) ) + β · mean( log π(a' | s, g) ),  a' ~ π(· | s, g)
     L(V) = mean( (V(s, g) - (A + V_old(s, g)))² )
 
-PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance: --dense-reward is how it
-learns these tasks.
+PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance, as it does on reacher;
+elsewhere --dense-reward shows it the way.
 
 Papers: Schulman et al. 2017 (arXiv 1707.06347) and 2016 (arXiv 1506.02438, advantages), Bortkiewicz et al. 2025 (arXiv
 2408.11052, the benchmark).
@@ -48,7 +48,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     unroll_length: int = 25  # steps of each environment between two rounds of updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
-    eval_noise: float = 0.0  # of evaluated actions, in the policy's standard deviations: 0 takes its mean, 1 samples it
+    eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
 
     # algorithm
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
@@ -56,7 +56,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     gae_lambda: float = 0.95  # λ of the advantages: 0 trusts the value function alone, 1 the rewards alone
     update_epochs: int = 4  # times that a rollout is learnt from
     num_minibatches: int = 8  # parts into which it is split, an update each
-    clip_eps: float = 0.2  # ε, how far the policy's probability ratio may count as gain
+    clip_eps: float = 0.2  # ε, how far from 1 a ratio of probabilities may go until no more is gained
     entropy_coef: float = 1e-3  # weight β of the entropy bonus
     normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
     normalize_observations: bool = True  # by mean and standard deviation of all observations so far
@@ -262,7 +262,7 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(args):
-    """Counts iterations and epochs. Raises ValueError, with what would do instead, for flags that make no sense."""
+    """Counts iterations and epochs. Raises ValueError, with a value that would do, for flags that make no sense."""
 
     def check(condition, flag, advice):
         if not condition:
@@ -271,15 +271,16 @@ def make_schedule(args):
     check(args.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(0 <= args.gae_lambda <= 1, "gae_lambda", "must lie between 0 and 1")
-    check(args.clip_eps > 0, "clip_eps", "must be positive")
+    for flag in ("clip_eps", "max_grad_norm"):
+        check(getattr(args, flag) > 0, flag, "must be positive")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     steps = args.num_envs * args.unroll_length
-    fitting = math.ceil(args.num_envs / args.num_minibatches) * args.num_minibatches
+    fitting = (args.num_envs // args.num_minibatches + 1) * args.num_minibatches
     check(
-        steps % args.num_minibatches == 0,
+        steps % args.num_minibatches == 0 and args.num_minibatches < steps,
         "num_minibatches",
-        f"must divide the {steps} steps of an unroll; or try --num-envs {fitting}",
+        f"must divide the {steps} steps of an unroll into parts of at least 2; or try --num-envs {fitting}",
     )
     iterations = math.ceil(args.total_timesteps / steps)
     per_epoch = math.ceil(iterations / args.num_evals)
@@ -300,7 +301,7 @@ def actor_output(networks, runner, obs):
 
 
 def act(networks, runner, obs, noise):
-    """Actions in [-1, 1] for observations (..., observation_size) and noise, both actions and noise (..., action_dim).
+    """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
     Standard normal noise samples the policy, as training does; 0 takes its mean.
     """

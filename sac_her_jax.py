@@ -1,9 +1,10 @@
 """Soft actor-critic with hindsight experience replay (SAC + HER): goals that were reached by chance teach how to reach.
 
 The reward of a step is 1 where it ends near the goal and 0 elsewhere (or the task's shaped one, --dense-reward). Twin
-critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, and with it the policy's entropy:
+critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, and with it the policy's entropy, as much as α
+asks for, which is tuned to keep the entropy at its target H̄:
 
-    y = r(s', g) + γ (1 - terminated) ( min_i Q̄_i(s', a', g) - α log π(a' | s', g) ),   a' ~ π(· | s', g)
+    y = r(s, a, s', g) + γ (1 - terminated) ( min_i Q̄_i(s', a', g) - α log π(a' | s', g) ),   a' ~ π(· | s', g)
     L(Q) = mean( (Q₁(s, a, g) - y)² + (Q₂(s, a, g) - y)² )
     L(π) = mean( α log π(a | s, g) - min_i Q_i(s, a, g) ),   a ~ π(· | s, g)
     L(α) = α · mean( -log π(a | s, g) - H̄ )
@@ -12,8 +13,8 @@ The targets Q̄ follow Q slowly, Q̄ ← Q̄ + τ (Q - Q̄). An episode that is 
 went on; only a termination of the task's own ends the sum.
 
 A goal far away is never reached by chance, and a reward that is always 0 teaches nothing. So a share of each batch gets
-another goal: where its own trajectory was later on. What happened stays true, for neither states nor actions depend on
-the goal; only the reward is computed anew. --her-ratio 0 is plain SAC.
+another goal: where its own trajectory was later on. What happened stays true, for how the world answers an action does
+not depend on the goal; only the reward is computed anew. --her-ratio 0 is plain SAC.
 
 Papers: Haarnoja et al. 2018 (arXiv 1812.05905), Andrychowicz et al. 2017 (arXiv 1707.01495) and Bortkiewicz et al.
 2025 (arXiv 2408.11052, the benchmark).
@@ -47,7 +48,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     unroll_length: int = 25  # steps of each environment between two rounds of updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
-    eval_noise: float = 0.0  # of evaluated actions, in the policy's standard deviations: 0 takes its mean, 1 samples it
+    eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
 
     # algorithm
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
@@ -59,8 +60,8 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain SAC
     her_strategy: str = "future"  # that goal: future (any later step, each as likely) or final (the last one)
 
-    tau: float = 0.005  # share of the way that the target critics follow in each update
-    noise_correlation: float = 0.0  # of exploration noise from step to step; near 1 it moves what is heavy
+    tau: float = 0.005  # share of the way to the critics that their targets go in each update
+    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll; near 1 it moves what is heavy
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -297,7 +298,7 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(args):
-    """Counts iterations and epochs. Raises ValueError, with what would do instead, for flags that make no sense."""
+    """Counts iterations and epochs. Raises ValueError, with a value that would do, for flags that make no sense."""
 
     def check(condition, flag, advice):
         if not condition:
@@ -307,7 +308,7 @@ def make_schedule(args):
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
-    check(0 <= args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
+    check(args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
     check(0 < args.tau <= 1, "tau", "must lie between 0, excluded, and 1")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
@@ -334,7 +335,7 @@ def actor_output(networks, runner, obs):
 
 
 def act(networks, runner, obs, noise):
-    """Actions in [-1, 1] for observations (..., observation_size) and noise, both actions and noise (..., action_dim).
+    """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
     Standard normal noise samples the policy, as training does; 0 takes its mean.
     """
@@ -443,7 +444,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
         shape = (schedule.updates_per_iteration, args.batch_size)
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
-        get_reward = jax.vmap(jax.vmap(env.get_reward))  # for the state after the action, and the goal it has now
+        get_reward = jax.vmap(jax.vmap(env.get_reward))  # after the action, for the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
         noise = jax.random.normal(noise_key, (shape[0], 2, shape[1], env.action_size))
         carry = runner.params, runner.target_critics, runner.opt_state

@@ -3,7 +3,7 @@ double precision.
 
     python benchmark/dynamics.py --peer .venv-peer/bin/python
 
-`peer_speed.py` says how to set up the peer. Compares every number of the observation but reacher's tip velocity, which
+`peer.py` says how to set up the peer. Compares every number of the observation but reacher's tip velocity, which
 differs on purpose; the cheetah is given the peer's mass, for the same reason.
 """
 

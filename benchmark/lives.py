@@ -31,8 +31,9 @@ def lives(env, policy, length, noise):
         return state, (state.done, state.obs[:, 2], state.metrics["success"])
 
     def run(key):
-        state = jax.vmap(env.reset)(jax.random.split(key, EPISODES))
-        return jax.lax.scan(step, state, jax.random.split(key, length))[1]
+        reset_key, action_key = jax.random.split(key)
+        state = jax.vmap(env.reset)(jax.random.split(reset_key, EPISODES))
+        return jax.lax.scan(step, state, jax.random.split(action_key, length))[1]
 
     return map(np.array, jax.jit(run)(jax.random.key(0)))
 

@@ -16,6 +16,7 @@ import envs
 from sac_her_jax import correlated_noise
 
 EPISODES = 512
+UNROLL_LENGTH = 25  # with each unroll the noise starts afresh
 
 
 def share_of_moved(env, correlation, length):
@@ -28,7 +29,9 @@ def share_of_moved(env, correlation, length):
     def run(key):
         reset_key, noise_key = jax.random.split(key)
         start = jax.vmap(env.reset)(jax.random.split(reset_key, EPISODES))
-        noise = correlated_noise(noise_key, (length, EPISODES, env.action_size), correlation)
+        shape = UNROLL_LENGTH, EPISODES, env.action_size
+        keys = jax.random.split(noise_key, length // UNROLL_LENGTH)
+        noise = jax.vmap(correlated_noise, in_axes=(0, None, None))(keys, shape, correlation).reshape(-1, *shape[1:])
         end, _ = jax.lax.scan(lambda state, u: (jax.vmap(env.step)(state, jnp.tanh(u)), None), start, noise)
         return jnp.linalg.norm(object_of(end) - object_of(start), axis=1) > 0.01
 

@@ -63,8 +63,8 @@ def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: f
 
 
 def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations: int):
-    """For mjx the benchmark's solver, Newton with so few iterations; for native MuJoCo as many as it needs to converge,
-    few as a rule. Both without implicit joint damping."""
+    """Newton: on mjx with as few iterations as the benchmark takes, on native MuJoCo until it converges, which rarely
+    takes many. Both without implicit joint damping."""
     if backend not in MUJOCO:
         return
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
@@ -193,7 +193,7 @@ class GoalEnv(PipelineEnv):
         control = self.get_control(state.pipeline_state, action)
         physics = self.pipeline_step(state.pipeline_state, control)
         obs = jnp.concatenate([self.get_state(physics, control), self.get_goal(physics)])
-        sound = jnp.isfinite(obs).all()  # what physics made of an unstable state is of no use to anybody: no step then
+        sound = jnp.isfinite(obs).all()  # what an unstable step leads to is of no use: it is not taken
         physics, obs = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), (physics, obs), (state.pipeline_state, state.obs)
         )

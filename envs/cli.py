@@ -42,7 +42,7 @@ class RunArgs:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                positive = isinstance(value, int) and field.name != "seed"
+                positive = field.type is not float and field.name != "seed"
                 signed = isinstance(field.default, float) and field.default < 0
                 lowest = -(2**31) if signed else int(positive)
                 if not lowest <= value < 2**31:
@@ -68,12 +68,16 @@ def _parse(default: T) -> T:
     flags_class = type(default)
     fields = {field.name: field for field in dataclasses.fields(flags_class)}
     groups: dict[str, list] = {}
-    for line in "".join(map(inspect.getsource, (flags_class, RunArgs))).splitlines():
-        if title := re.fullmatch(r"    # (.*)", line):
-            group = groups.setdefault(title[1], [])
-        elif flag := re.fullmatch(r"    (\w+): .*?  # (.*)", line):
-            field = fields[flag[1]]
+    title = "flags"
+    for line in "".join(map(inspect.getsource, flags_class.__mro__[:-1])).splitlines():
+        if comment := re.fullmatch(r"    # (.*)", line):
+            title = re.sub(r"\W+", "_", comment[1])
+        elif flag := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line):
+            if flag[1] not in fields:  # a subclass has redefined it
+                continue
+            field = fields.pop(flag[1])
             kind = Annotated[field.type, tyro.conf.arg(help=flag[2])]
+            group = groups.setdefault(title, [])
             group.append((field.name, kind, dataclasses.field(default=getattr(default, field.name))))
     parts = {title: dataclasses.make_dataclass(title, group) for title, group in groups.items()}
     nested = dataclasses.make_dataclass(

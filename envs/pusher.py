@@ -14,8 +14,9 @@ def _uniform(key, low, high):
     return jax.random.uniform(key, (len(low),), minval=jnp.array(low), maxval=jnp.array(high))
 
 
-def _keep_apart(thing, goal, distance=0.17):
-    """Scales the thing's coordinates where it lies nearer to its goal than that."""
+def _scale_near(thing, goal, distance=0.17):
+    """Scales the thing's coordinates where it lies nearer to its goal than that, as the benchmark does. They count from
+    where the model has it, so it moves away from there, which need not be away from the goal."""
     norm = jnp.linalg.norm(thing - goal)
     return thing * jnp.where(norm < distance, distance / jnp.maximum(norm, 1e-6), 1.0)
 
@@ -68,7 +69,7 @@ class Pusher(GoalEnv):
             goal = _uniform(goal_key, (-0.65, -0.55), (0.35, 0.45))
         else:
             goal = _uniform(goal_key, (-0.55, -0.2), (-0.25, 0.2))
-        return jnp.concatenate([_keep_apart(thing, goal), goal])
+        return jnp.concatenate([_scale_near(thing, goal), goal])
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         things = [physics.x.pos[self.link(name)] for name in (_TIP, *self.objects)]
@@ -137,7 +138,7 @@ class Pusher2(Pusher):
         thing2 = _uniform(keys[1], (-0.35, 0.45), (-0.05, 0.65))
         goal1 = _uniform(keys[2], (-0.7, -0.15), (0.3, 0.375))
         goal2 = _uniform(keys[3], (-0.7, 0.375), (0.3, 0.9))
-        return jnp.concatenate([_keep_apart(thing1, goal1), goal1, _keep_apart(thing2, goal2), goal2])
+        return jnp.concatenate([_scale_near(thing1, goal1), goal1, _scale_near(thing2, goal2), goal2])
 
     def goal_metrics(self, achieved: jax.Array, goal: jax.Array) -> dict[str, jax.Array]:
         dists = jnp.linalg.norm((achieved - goal).reshape(2, 3), axis=-1)

@@ -118,6 +118,7 @@ class Run:
 
     def __init__(self, args, env: GoalEnv, eval_env: GoalEnv, schedule):
         self.args, self.env, self.eval_env, self.schedule = args, env, eval_env, schedule
+        self._flags = flags_of(args) | {"backend": env.backend}  # whatever the default may be where the run goes on
         if args.capture_video:
             render.check_opengl()
         if args.track:
@@ -127,7 +128,8 @@ class Run:
                 raise ValueError("--track: wandb is not installed; pip install wandb") from error
         self._writers: list[event_file_writer.EventFileWriter] = []
         self._saving = threading.Lock()
-        self._epoch, self._steps, self._means = 0, 0, {}
+        self._epoch, self._means = 0, {}
+        self._steps = schedule.warmup_iterations * schedule.steps_per_iteration
         self._zero = _START  # when a run that was never interrupted would have started
         self._problem = ""  # what the training stopped for, in words for its user
 
@@ -187,7 +189,7 @@ class Run:
             self._export(runner, act)  # the process may have been killed between checkpoint and policy
         # The scan over epochs pauses for checkpoints only, after equally many each time: one program does for all.
         num_epochs, every = self.schedule.num_epochs, self.args.checkpoint_every
-        length = max(n for n in range(1, every + 1) if num_epochs % n == 0)
+        length = max(n for n in range(1, min(every, num_epochs) + 1) if num_epochs % n == 0)
         train = jax.jit(train, static_argnums=1, donate_argnums=0).lower(runner, length).compile()
         self._last_time = time.time()
         for _ in range(self._epoch, num_epochs, length):
@@ -219,11 +221,11 @@ class Run:
         if args.track:
             import wandb
 
-            name, flags = self.directory.name, flags_of(args)
-            wandb.init(id=name, name=name, dir=args.runs_dir, config=flags, sync_tensorboard=True, resume="allow")
+            name = self.directory.name
+            wandb.init(id=name, name=name, dir=args.runs_dir, config=self._flags, sync_tensorboard=True, resume="allow")
         seeds = range(args.seed, args.seed + args.num_seeds) if args.num_seeds > 1 else ()
-        flags_in = {self.directory: flags_of(args)}
-        flags_in |= {self.directory / f"seed_{i}": flags_of(args) | {"seed": i, "num_seeds": 1} for i in seeds}
+        flags_in = {self.directory: self._flags}
+        flags_in |= {self.directory / f"seed_{i}": self._flags | {"seed": i, "num_seeds": 1} for i in seeds}
         _, *self._seed_folders = flags_in
         for folder, flags in flags_in.items():
             folder.mkdir(exist_ok=True)
@@ -235,9 +237,8 @@ class Run:
             if args.resume:  # what was logged after the checkpoint is going to be logged again
                 writer.add_event(Event(step=self._steps + 1, session_log=SessionLog(status=SessionLog.START)))
             self._writers.append(writer)
-        flags = flags_of(args) | {"backend": self.env.backend}
-        rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
-        texts = {name: str(value) if value is None else value for name, value in flags.items()}
+        rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
+        texts = {name: str(value) if value is None else value for name, value in self._flags.items()}
         self._add(hparams_pb(texts, trial_id=self.directory.name))
         self._add(text_pb("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}"))
 
@@ -261,7 +262,7 @@ class Run:
             if not np.isfinite(x).all():
                 self._stop(f"the parameters {jax.tree_util.keystr(path)} are not finite after epoch {self._epoch}")
         info = dict(epoch=self._epoch, steps=self._steps, seconds=time.time() - self._zero, means=self._means)
-        info["flags"] = flags_of(self.args)
+        info["flags"] = self._flags
         for writer in self._writers:
             writer.flush()  # curves reach as far as the checkpoint, whatever ends the process
         folder = self.directory / "checkpoints"

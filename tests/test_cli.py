@@ -1,5 +1,6 @@
 """The script as its users start it, in a process of its own."""
 
+import json
 import os
 import shlex
 import signal
@@ -45,6 +46,7 @@ def test_run_directory_and_tags(tmp_path):
     assert code == 0, err
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert run_dir.name.startswith("reacher__mine__3__")
+    assert json.loads((run_dir / "args.json").read_text())["flags"]["backend"] == "mujoco"  # for other machines
     assert "mujoco physics" in out and "704 environment steps" in out
     logged = scalars(run_dir)
     assert {

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -185,17 +186,19 @@ def test_contract_and_determinism():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (dict(num_minibatches=3), "--num-minibatches 3: must divide the 16 steps of an unroll; or try --num-envs 6"),
+        (dict(num_minibatches=3), "--num-minibatches 3: must divide the 16 steps of an unroll into parts of at least"),
+        (dict(num_minibatches=16), "--num-minibatches 16: must divide the 16 steps of an unroll into parts of at"),
+        (dict(max_grad_norm=0.0), "--max-grad-norm 0.0: must be positive"),
         (dict(gae_lambda=1.1), "--gae-lambda 1.1: must lie between 0 and 1"),
         (dict(clip_eps=0.0), "--clip-eps 0.0: must be positive"),
         (dict(update_epochs=0), "--update-epochs 0: must be a number, at least 1"),
     ],
 )
 def test_nonsense_is_refused(flags, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         make_train(dataclasses.replace(TINY, **flags))
-    if "num_minibatches" in flags:
-        make_schedule(dataclasses.replace(TINY, num_envs=6, **flags))
+    if advice := re.search(r"try --num-envs (\d+)", str(error.value)):
+        make_schedule(dataclasses.replace(TINY, num_envs=int(advice[1]), **flags))
 
 
 def test_short_training_improves():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
 import resource
 import shlex
@@ -345,6 +346,25 @@ def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: writing the checkpoint of epoch 2 failed: "), result.stderr
     assert learning_curves(only_run(tmp_path))["losses/critic"]
+
+
+def test_a_fork_may_add_flags(tmp_path):
+    """With a comment or without; a flag of all scripts may have another default."""
+    mine = "    # my own\n    steps_ahead: int = 3\n    my_rate: float = 0.5  # of mine\n    seed: int = 7  # my\n\n"
+    source = (ROOT / "crl_jax.py").read_text().replace("    # networks\n", f"{mine}    # networks\n", 1)
+    (tmp_path / "fork.py").write_text(source)
+    command = [sys.executable, tmp_path / "fork.py", "--steps-ahead", "4", "--my-rate", "0.1", "--env-id", "x"]
+    options = dict(env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}, capture_output=True, text=True)
+    error = subprocess.run(command, **options).stderr
+    assert error.startswith("error: unknown env id 'x'") and error.count("\n") == 1
+    text = subprocess.run([*command, "--help"], **options).stdout
+    assert " my-own options " in text and "of mine (default: 0.5)" in text and "my (default: 7)" in text
+
+
+def test_numbers_from_python_need_no_decimal_point():
+    assert importlib.import_module("sac_her_jax").Args(her_ratio=0, noise_correlation=0).her_ratio == 0
+    with pytest.raises(ValueError, match="--num-envs 0: must be a number, at least 1 "):
+        importlib.import_module("sac_her_jax").Args(num_envs=0)
 
 
 def test_two_runs_of_one_name_have_a_directory_each(tmp_path):

@@ -243,12 +243,12 @@ def test_pusher2_starts():
     np.testing.assert_allclose(state.obs[:, 23:], np.concatenate(world, axis=1), atol=1e-5)
 
 
-def test_pusher_keeps_object_and_goal_apart():
-    from envs.pusher import _keep_apart
+def test_pusher_scales_objects_near_their_goals():
+    from envs.pusher import _scale_near
 
-    near = _keep_apart(jnp.array([0.1, 0.0]), jnp.array([0.1, 0.085]))
+    near = _scale_near(jnp.array([0.1, 0.0]), jnp.array([0.1, 0.085]))
     np.testing.assert_allclose(near, [0.2, 0.0], atol=1e-6)
-    far = _keep_apart(jnp.array([0.1, 0.0]), jnp.array([0.1, 0.2]))
+    far = _scale_near(jnp.array([0.1, 0.0]), jnp.array([0.1, 0.2]))
     np.testing.assert_allclose(far, [0.1, 0.0])
 
 
