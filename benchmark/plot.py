@@ -3,8 +3,8 @@
     python benchmark/plot.py benchmark/results/*.csv --picture docs/results.png
 
 A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
-intervals (percentile). Each task has two panels, one above the other: over environment steps, and over minutes since
-the start of the process.
+intervals (percentile); of three seeds or fewer, means and each seed's own line, faint. Each task has two panels, one
+above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 from scipy.stats import bootstrap, trim_mean
 
 COLUMNS = 4
@@ -56,7 +57,9 @@ def main():
     methods = sorted({path.stem.split("__")[1] for path in args.files})
     columns = min(len(tasks), COLUMNS)
     bands = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False, layout="constrained"
+    )
     panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
     print("| task | method | seeds | success rate | time near goal | steps | minutes | peak memory, MB |")
     print("|" + " --- |" * 8)
@@ -67,8 +70,11 @@ def main():
         middle = iqm(table["success_rate"])
         for ax, x in zip(panels[task], (table["steps"][:, 0] / 1e6, table["seconds"].mean(1) / 60), strict=True):
             color = f"C{methods.index(method)}"
-            ax.plot(x, middle, label=method, color=color)
-            ax.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
+            ax.plot(x, middle, marker=".", label=method, color=color)
+            if table["success_rate"].shape[1] > 3:
+                ax.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
+            else:
+                ax.plot(x, table["success_rate"], color=color, alpha=0.3, linewidth=1)
         for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
             cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
             for name in ("success_rate", "time_near_goal"):
@@ -76,18 +82,22 @@ def main():
                 spread = f" ({low:.2f} to {high:.2f})" if table[name].shape[1] > 1 else ""
                 cells.append(f"{iqm(table[name][i]):.2f}{spread}")
             minutes = table["seconds"][i].mean() / 60
-            cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.0f}", f"{table['mb'].max():,.0f}"]
+            cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.1f}", f"{table['mb'].max():,.0f}"]
             print(f"| {' | '.join(cells)} |")
     for task, (upper, lower) in panels.items():
         upper.set(title=task, xlabel="million environment steps")
-        lower.set(xlabel="minutes")
+        lower.set(xlabel=f"{task}: minutes", xscale="log")
+        lower.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        lower.xaxis.set_major_formatter("{x:g}")
+        lower.xaxis.set_minor_formatter("")
     for ax in axes.flat:
         ax.set_ylim(-0.02, 1.02)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize="small") if ax.lines else ax.set_visible(False)
+        ax.set_visible(bool(ax.lines))
     for ax in axes[:, 0]:
         ax.set_ylabel("success rate")
-    figure.tight_layout()
+    lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label() in methods}
+    figure.legend([lines[method] for method in methods], methods, loc="outside lower center", ncols=len(methods))
     figure.savefig(args.picture, dpi=110)
 
 

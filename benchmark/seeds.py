@@ -4,7 +4,7 @@
     python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 2000000
 
 Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
-cache, the others find what it left. `--csv FILE` keeps all evaluations, for `plot.py`.
+cache, the others find what it left. The runs stay in `runs/`. `--csv FILE` keeps all evaluations, for `plot.py`.
 """
 
 import argparse
@@ -34,10 +34,10 @@ def watch(command, **options):
     return process.returncode, lines, time.time() - start, usage.ru_maxrss / 1000
 
 
-def run(command, cwd, environment):
+def run(command, environment):
     """Rows (steps, seconds since the start of the process, success rate, time near goal, final distance), the seconds
     that all of it took, and the largest memory in MB."""
-    code, lines, seconds, memory = watch(command, cwd=cwd, env=environment)
+    code, lines, seconds, memory = watch(command, cwd=ROOT, env=environment)
     if code:
         sys.exit(f"{command} failed")
     rows = []
@@ -76,11 +76,11 @@ def main():
     table = []
     evaluations = [("command", "seed", "steps", "seconds", "success_rate", "time_near_goal", "final_dist", "mb")]
     print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
         for seed in args.seeds:
             command = [sys.executable, ROOT / args.script, "--seed", str(seed), *flags]
-            rows, seconds, memory = run(command, folder, environment)
+            rows, seconds, memory = run(command, environment)
             table.append([rows[0][1], first(rows, 2, 0.95), first(rows, 3, 0.7), seconds, *rows[-1][2:4], memory])
             print(line_of(seed, table[-1]), flush=True)
             evaluations += [(name, seed, row[0], f"{row[1]:.1f}", *row[2:], f"{memory:.0f}") for row in rows]
