@@ -94,6 +94,8 @@ def main():
         for i, (name, value) in enumerate(parts.items()):
             print(f"  {name}: {value * 1000:.1f} ms, {value / total:.1%}")
             ax.barh(row, value / total, left=left, color=f"C{i}", label=name if row == 0 else None)
+            if value > 0.04 * total:
+                ax.text(left + value / total / 2, row, f"{value / total:.0%}", ha="center", va="center", color="white")
             left += value / total
         for name, value in figures.items():
             print(f"  {name}: {value:,.2f}")

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 from bound import make_timed
+from matplotlib.ticker import LogLocator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import crl_jax
@@ -43,18 +44,25 @@ def make_training(args):
     return timed
 
 
-def measure(args, what):
-    """Cost of one step or update, in the unit of `UNITS`."""
+def make_cost(args, what):
+    """A function that measures the cost of one step or update, in the unit of `UNITS`."""
     steps = ITERATIONS * args.num_envs * args.unroll_length
     if what == "seed":
         fully = make_training(args)
-        return 1e6 * statistics.median(fully() for _ in range(TURNS)) / steps / args.num_seeds
+        return lambda: 1e6 * fully() / steps / args.num_seeds
     hardly = make_training(replace(args, env_steps_per_update=args.num_envs * args.unroll_length))
     if what == "step":
-        return 1e6 * statistics.median(hardly() for _ in range(TURNS)) / steps
+        return lambda: 1e6 * hardly() / steps
     some = make_training(replace(args, env_steps_per_update=STEPS_PER_UPDATE))
     updates = steps // STEPS_PER_UPDATE - ITERATIONS
-    return 1e3 * statistics.median(some() - hardly() for _ in range(TURNS)) / updates
+    return lambda: 1e3 * (some() - hardly()) / updates
+
+
+def measure(settings, what):
+    """The cost for each of the settings, measured in turns: medians."""
+    costs = [make_cost(args, what) for args in settings]
+    turns = [[cost() for cost in costs] for _ in range(TURNS)]
+    return [statistics.median(values) for values in zip(*turns, strict=True)]
 
 
 def on_cores(count, env_id):
@@ -72,7 +80,7 @@ def main():
     default = crl_jax.Args(env_id=given.env_id)
     if given.cores:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before JAX makes its threads
-        return print(measure(default, "step"), measure(default, "update"))
+        return print(*measure([default], "step"), *measure([default], "update"))
     rows = []  # title, what is timed, values, costs
 
     def add(title, what, values, costs):
@@ -81,19 +89,26 @@ def main():
         print(f"| {title} | {UNITS[what]} | {cells} |", flush=True)
 
     for title, (flag, values, others, what) in SWEEPS.items():
-        costs = [measure(replace(default, **{flag: value}, **others), what) for value in values]
-        add(title, what, values, costs)
+        settings = [replace(default, **{flag: value}, **others) for value in values]
+        add(title, what, values, measure(settings, what))
     counts = range(1, len(os.sched_getaffinity(0)) + 1)
     by_core = [on_cores(count, given.env_id) for count in counts]
     for what, costs in zip(("step", "update"), zip(*by_core, strict=True), strict=True):
         add("cores", what, counts, costs)
     if given.picture:
-        figure, axes = plt.subplots(2, 3, figsize=(10, 5.5))
-        for ax, (title, what, values, costs) in zip(axes.flat, rows, strict=True):
+        figure, axes = plt.subplots(2, 2, figsize=(8, 5.5))
+        for ax, (title, what, values, costs) in zip(axes.flat, rows, strict=False):  # without the cores
             ax.plot(values, costs, "o-")
-            ax.set(title=title, ylabel=UNITS[what], xscale="log", ylim=(0, 1.2 * max(costs)))
+            ax.plot(
+                values, [costs[-1] * value / values[-1] for value in values], ":", color="grey", label="proportional"
+            )
+            ax.set(title=title, ylabel=UNITS[what], xscale="log", yscale="log")
+            ax.set_ylim(min(costs) / 2, max(costs) * 2)
             ax.set_xticks(values, [f"{value:,}" for value in values], fontsize="small")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
+            ax.legend(fontsize="small")
         figure.tight_layout()
         figure.savefig(given.picture, dpi=110)
 

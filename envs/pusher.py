@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import SLIDE, SPRINGS, GoalEnv, load_robot, set_gear
+from envs.base import GREEN, SLIDE, SPRINGS, GoalEnv, load_robot, set_gear
 
 _TIP = "r_wrist_flex_link"  # the body whose origin counts as the arm's tip
 
@@ -35,7 +35,7 @@ class Pusher(GoalEnv):
     goal_reach_thresh = 0.1
     goal_reach_hard = 0.05
     benchmark_backend = "generalized"
-    view = (90, -65)
+    view = (-90, -60)
     objects: tuple[str, ...] = ("object",)
     goals: tuple[str, ...] = ("goal",)
 
@@ -46,6 +46,9 @@ class Pusher(GoalEnv):
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("pusher")
         self.add_things(spec)
+        for name in self.goals:
+            for geom in spec.body(name).geoms:
+                geom.rgba = GREEN
         if backend not in SPRINGS:
             return spec, 5
         spec.option.timestep = 0.001
