@@ -99,16 +99,16 @@ def main():
         figure, axes = plt.subplots(2, 2, figsize=(8, 5.5))
         for ax, (title, what, values, costs) in zip(axes.flat, rows, strict=False):  # without the cores
             ax.plot(values, costs, "o-")
-            ax.plot(
-                values, [costs[-1] * value / values[-1] for value in values], ":", color="grey", label="proportional"
-            )
+            if what == "update":
+                proportional = [costs[-1] * value / values[-1] for value in values]
+                ax.plot(values, proportional, ":", color="grey", label="proportional")
+                ax.legend(fontsize="small")
             ax.set(title=title, ylabel=UNITS[what], xscale="log", yscale="log")
             ax.set_ylim(min(costs) / 2, max(costs) * 2)
             ax.set_xticks(values, [f"{value:,}" for value in values], fontsize="small")
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
-            ax.legend(fontsize="small")
         figure.tight_layout()
         figure.savefig(given.picture, dpi=110)
 
