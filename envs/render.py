@@ -183,7 +183,7 @@ def gallery(columns: int = 6, width: int = 280, height: int = 210) -> Image.Imag
     sheet = Image.new("RGB", (columns * width, rows * (height + _TITLE_HEIGHT)), "white")
     for i, env_id in enumerate(envs.ENV_IDS):
         env = envs.make(env_id, backend="mujoco")
-        q = jax.jit(env.reset)(jax.random.key(1)).pipeline_state.q
+        q = jax.jit(env.reset)(jax.random.key(4)).pipeline_state.q
         x, y = i % columns * width, i // columns * (height + _TITLE_HEIGHT)
         ImageDraw.Draw(sheet).text((x + 4, y + 3), env_id, "black", font_size=16)
         sheet.paste(Image.fromarray(draw(env, q[None], width, height)[0]), (x, y + _TITLE_HEIGHT))

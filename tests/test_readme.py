@@ -12,7 +12,7 @@ from test_cli import ROOT, SMALL, run
 import envs
 
 README = (ROOT / "README.md").read_text()
-TEXTS = README + (ROOT / "docs" / "measurements.md").read_text()
+TEXTS = README + "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PYTHON = ".venv/bin/python "
 COMMANDS = sorted({" ".join(text.split()) for text in re.findall(rf"`({re.escape(PYTHON)}.*?)`", TEXTS, re.DOTALL)})

@@ -72,7 +72,7 @@ CHANGES = {  # another value for every flag, but for those that only `main` read
 }  # fmt: skip
 CHANGES_OF_ALL = dict(
     env_id="simple_big_maze", eval_env_id="simple_u_maze_eval", backend="spring", total_timesteps=320, num_envs=8,
-    episode_length=3, unroll_length=2, eval_noise=1.0,
+    episode_length=3, unroll_length=2, eval_noise=0.5,
     num_evals=2, num_eval_envs=5, gamma=0.5, width=9, depth=4, activation="swish", layer_norm=True, residual=True,
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
