@@ -39,6 +39,7 @@ VARIANTS = (
     {"random_goals": 0.5},
     {"gamma": 0.97},
     {"anneal_lr": True},
+    {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # the ant's
 )
 TITLES = ("flags", "variant", "seed", "success_rate", "time_near_goal", "seconds")
 
