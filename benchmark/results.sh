@@ -24,6 +24,8 @@ run reacher ppo_sparse "1 2 3 4 5" ppo_jax.py --total-timesteps 2000000
 run arm_reach crl "1 2 3" crl_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
 run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 --num-evals 10 --num-eval-envs 64
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --num-evals 10 --num-eval-envs 64
+run simple_u_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --num-evals 10 --num-eval-envs 64
+run simple_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 --num-evals 10 --num-eval-envs 64
 run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 \
     --num-evals 10 --num-eval-envs 64
 run ant crl "1 2 3" crl_jax.py $ant --total-timesteps 14000000 --num-eval-envs 64 --checkpoint-every 4
