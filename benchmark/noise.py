@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs
-from sac_her_jax import correlated_noise
+from sac_her_jax import Args, correlated_noise
 
 EPISODES = 512
-UNROLL_LENGTH = 25  # with each unroll the noise starts afresh
 
 
 def share_of_moved(env, correlation, length):
@@ -29,9 +28,10 @@ def share_of_moved(env, correlation, length):
     def run(key):
         reset_key, noise_key = jax.random.split(key)
         start = jax.vmap(env.reset)(jax.random.split(reset_key, EPISODES))
-        shape = UNROLL_LENGTH, EPISODES, env.action_size
-        keys = jax.random.split(noise_key, length // UNROLL_LENGTH)
-        noise = jax.vmap(correlated_noise, in_axes=(0, None, None))(keys, shape, correlation).reshape(-1, *shape[1:])
+        shape = Args.unroll_length, EPISODES, env.action_size  # with each unroll the noise starts afresh
+        keys = jax.random.split(noise_key, math.ceil(length / Args.unroll_length))
+        noise = jax.vmap(correlated_noise, in_axes=(0, None, None))(keys, shape, correlation)
+        noise = noise.reshape(-1, *shape[1:])[:length]
         end, _ = jax.lax.scan(lambda state, u: (jax.vmap(env.step)(state, jnp.tanh(u)), None), start, noise)
         return jnp.linalg.norm(object_of(end) - object_of(start), axis=1) > 0.01
 

@@ -15,7 +15,6 @@ peer() {  # task, seeds, flags
         --seeds $2 --csv "benchmark/results/$1__jaxgcrl.csv" -- --env-id "$1" "${@:3}"
 }
 
-ant="--random-goals 0.5 --target-entropy -1 --anneal-lr"
 pusher="--noise-correlation 0.95 --episode-length 200 --gamma 0.98 --layer-norm --target-entropy 0 --total-timesteps 4000000"
 run reacher crl "1 2 3 4 5" crl_jax.py
 run reacher sac_her "1 2 3 4 5" sac_her_jax.py --total-timesteps 400000
@@ -28,7 +27,8 @@ run simple_u_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --num-evals 10 --
 run simple_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 --num-evals 10 --num-eval-envs 64
 run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 \
     --num-evals 10 --num-eval-envs 64
-run ant crl "1 2 3" crl_jax.py $ant --total-timesteps 14000000 --num-eval-envs 64 --checkpoint-every 4
+run ant crl "1 2 3" crl_jax.py --random-goals 0.5 --target-entropy -1 --anneal-lr --total-timesteps 14000000 \
+    --num-eval-envs 64 --checkpoint-every 4
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher
 run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher --eval-noise 0
 run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher --her-ratio 0 --eval-noise 0

@@ -72,9 +72,8 @@ def _parse(default: T) -> T:
     for line in "".join(map(inspect.getsource, flags_class.__mro__[:-1])).splitlines():
         if comment := re.fullmatch(r"    # (.*)", line):
             title = re.sub(r"\W+", "_", comment[1])
-        elif flag := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line):
-            if flag[1] not in fields:  # a subclass has redefined it
-                continue
+        # A field that a subclass redefines is no longer among them where its base has it.
+        elif (flag := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line)) and flag[1] in fields:
             field = fields.pop(flag[1])
             kind = Annotated[field.type, tyro.conf.arg(help=flag[2])]
             group = groups.setdefault(title, [])
