@@ -39,7 +39,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
-    backend: str | None = None  # physics; None: native MuJoCo on a CPU (ant: spring), the benchmark's elsewhere
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU (ants: spring), the benchmark's elsewhere
 
     # budget
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs

@@ -37,7 +37,7 @@ class Ant(GoalEnv):
     goal_reach_thresh = 0.5
     goal_reach_easy = 2.0
     benchmark_backend = "spring"
-    cpu_backend = "spring"  # on MuJoCo's physics almost every random ant soon jumps higher than is healthy
+    cpu_backend = "spring"  # on MuJoCo's physics random ants soon jump higher than is healthy
     solver_iterations = (1, 4)  # on mjx: of the solver, and of its line search
     touching: tuple[str, ...] = ()  # geoms that can touch more than the floor
 
@@ -94,7 +94,6 @@ class AntMaze(Ant):
     """The ant in a maze; the goal is in one of its `g` cells. `layout`: see `Maze`."""
 
     touching = ("torso_geom", *_FEET, *_INNER_LEGS)
-    cpu_backend = "mujoco"  # 25 times quicker than springs among walls
     view = (90, -75)
 
     def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u"):
@@ -117,7 +116,6 @@ class AntBall(Ant):
     state_dim = _NQ + _NV + 2
     goal_indices = (29, 30)
     touching = ("torso_geom", *_FEET)
-    cpu_backend = "mujoco"
 
     def add_things(self, spec: mujoco.MjSpec):
         ball = spec.worldbody.add_body(name="ball", pos=[0, 0, 0.5])
@@ -145,8 +143,8 @@ class AntBallMaze(AntBall):
         super().__init__(backend, dense_reward)
 
     def add_things(self, spec: mujoco.MjSpec):
-        self.maze.add_walls(spec)
         super().add_things(spec)
+        self.maze.add_walls(spec)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         pose_key, *keys = jax.random.split(key, 4)

@@ -72,6 +72,16 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
     spec.option.iterations, spec.option.ls_iterations = (iterations, ls_iterations) if backend == "mjx" else (100, 50)
 
 
+def limit_pairs(spec: mujoco.MjSpec, pairs: int):
+    """Lets brax and mjx compute the contacts of no more pairs of geoms of each two types: of those that are nearest."""
+    spec.add_numeric(name="max_geom_pairs", size=1, data=[pairs])
+    pose = spec.numeric("init_qpos")
+    if pose is not None:  # mjx does not find a number that a vector precedes
+        values = pose.data
+        spec.delete(pose)
+        spec.add_numeric(name="init_qpos", size=len(values), data=values)
+
+
 def set_gear(spec: mujoco.MjSpec, gear: float | tuple[float, ...]):
     """Gives each motor this gear, or its own of several."""
     for motor, value in zip(spec.actuators, np.broadcast_to(gear, len(spec.actuators)), strict=True):

@@ -1,11 +1,13 @@
 """Mazes as layout strings: walls, and cells in which an agent, a goal or a ball can be."""
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.base import BOX
+from envs.base import BOX, limit_pairs
 
 # One string a row: `#` a wall, `r` where the agent starts, `g` where a goal can be, `b` where a ball can be, `.` empty.
 LAYOUTS = {
@@ -53,7 +55,9 @@ class Maze:
         return jax.random.choice(key, jnp.array(self.cells(mark)))
 
     def add_walls(self, spec: mujoco.MjSpec):
-        """Fills each wall's cell with a box half as high as wide."""
+        """Fills each wall's cell with a box half as high as wide; what can touch walls must be in the model already."""
+        others = Counter(geom.type for geom in spec.geoms if geom.contype or geom.conaffinity)
+        limit_pairs(spec, 3 * max(others.values()))  # at most three walls are near a place, those around a corner
         for x, y in self.cells("#"):
             spec.worldbody.add_geom(
                 type=BOX,

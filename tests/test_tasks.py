@@ -2,6 +2,8 @@
 
 import functools
 
+import brax.contact
+import brax.kinematics
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -11,6 +13,7 @@ import scipy.optimize
 import scipy.stats
 
 import envs
+import envs.maze
 
 NUM_STARTS = 512
 ANT_QPOS = np.array([0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1])
@@ -421,6 +424,36 @@ def test_walls_stop_the_agent(env_id, speed, touch, axis, sign):
         state = stepper(env_id)(state, action.astype(np.float32))
         reached = max(reached, sign * (float(state.obs[axis]) - 4))
     assert touch < reached < 2 - 0.25 + 0.05  # the wall's face is 2 m from the cell's centre, the radius is 0.25 m
+
+
+@pytest.mark.parametrize("env_id", ["simple_u_maze", "ant_u_maze", "ant_ball_u_maze", "humanoid_u_maze"])
+def test_no_contact_is_left_out(env_id, monkeypatch):
+    """Among walls only the nearest pairs of geoms are looked at; all that touch must be among them."""
+    env = envs.make(env_id, backend="spring")
+    with monkeypatch.context() as patch:
+        patch.setattr(envs.maze, "limit_pairs", lambda spec, pairs: None)
+        every_pair = envs.make(env_id, backend="spring")
+    rng = np.random.default_rng(0)
+    number = 256
+    cells = np.concatenate([env.maze.cells(mark) for mark in "rgb"])
+    q = np.tile(env.sys.init_q, (number, 1))
+    q[:, :2] = cells[rng.integers(len(cells), size=number)] + rng.uniform(-0.5, 0.5, (number, 2)) * env.maze.side
+    if env_id != "simple_u_maze":
+        yaw = rng.uniform(0, 2 * np.pi, number)
+        q[:, 3:7] = np.stack([np.cos(yaw / 2), np.zeros(number), np.zeros(number), np.sin(yaw / 2)], axis=1)
+
+    def distances(env):
+        def of_contacts(q):
+            x, _ = brax.kinematics.forward(env.sys, q, jnp.zeros(env.sys.qd_size()))
+            return brax.contact.get(env.sys, x).dist
+
+        return np.asarray(jax.jit(jax.vmap(of_contacts))(q))
+
+    limited, every = distances(env), distances(every_pair)
+    assert limited.shape[1] < every.shape[1] / 3
+    assert (every < 0).sum(axis=1).max() > 2
+    for one, other in zip(limited, every, strict=True):
+        np.testing.assert_allclose(np.sort(one[one < 0]), np.sort(other[other < 0]), atol=1e-5)
 
 
 @pytest.mark.parametrize("env_id", ["ant_ball", "ant_ball_u_maze"])
