@@ -278,7 +278,8 @@ def crl_loss(params, batch, noise, networks, args):
     entropy = -jnp.mean(log_prob)
     alpha_loss = alpha * stop(entropy - args.target_entropy * action.shape[-1])
 
-    batch_size, positive = len(logits), jnp.mean(jnp.diag(logits))
+    batch_size = len(logits)
+    positive = jnp.mean(jnp.diag(logits))
     metrics = {
         "critic": critic_loss,
         "actor": actor_loss,
@@ -347,7 +348,7 @@ def make_schedule(args):
     steps = args.num_envs * args.unroll_length
     warmup = math.ceil(args.learning_starts / args.unroll_length) - 1  # an iteration unrolls before it learns
     iterations = math.ceil(args.total_timesteps / steps) - warmup
-    check(iterations > 0, "total_timesteps", f"learning starts only then, at least {(warmup + 1) * steps}")
+    check(iterations > 0, "total_timesteps", f"must be more than {warmup * steps}, those before learning starts")
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
@@ -473,8 +474,9 @@ def make_train(args, env=None, eval_env=None, log=None):
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma)
         batches = now.state, now.action, future.next_goal
         noise = jax.random.normal(noise_key, now.action.shape)
-        carry, metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
-        runner = runner._replace(params=carry[0], opt_state=carry[1], key=key)
+        carry = runner.params, runner.opt_state
+        (params, opt_state), metrics = jax.lax.scan(update, carry, (batches, noise))
+        runner = runner._replace(params=params, opt_state=opt_state, key=key)
         return runner, jax.tree.map(jnp.mean, metrics)
 
     def epoch(runner, _):

@@ -53,7 +53,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # algorithm
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     gamma: float = 0.97  # discount of rewards to come
-    gae_lambda: float = 0.95  # λ of the advantages: 0 trusts the value function alone, 1 the rewards alone
+    gae_lambda: float = 0.95  # λ of the advantages: 0 takes one reward and then the value, 1 all of the unroll's
     update_epochs: int = 4  # times that a rollout is learnt from
     num_minibatches: int = 8  # parts into which it is split, an update each
     clip_eps: float = 0.2  # ε, how far from 1 a ratio of probabilities may go until no more is gained
@@ -194,8 +194,8 @@ class Networks(NamedTuple):
 
 class Minibatch(NamedTuple):
     obs: jax.Array  # normalised, (batch, observation_size)
-    u: jax.Array
-    log_prob: jax.Array
+    u: jax.Array  # (batch, action_dim)
+    log_prob: jax.Array  # (batch,), as the others
     advantage: jax.Array
     target_value: jax.Array
 
@@ -342,7 +342,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     (num_epochs,). Both can be jitted, and vmapped over seeds.
 
     Args:
-      env, eval_env: tasks of one's own, instead of those that `args` names.
+      env, eval_env: tasks of one's own, with rewards of their own, instead of those that `args` names.
       log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
         `num_steps`, the steps that each environment has taken so far.
     """

@@ -61,7 +61,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     her_strategy: str = "future"  # that goal: future (any later step, each as likely) or final (the last one)
 
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
-    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll; near 1 it moves what is heavy
+    noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -324,7 +324,7 @@ def make_schedule(args):
     steps = args.num_envs * args.unroll_length
     warmup = math.ceil(args.learning_starts / args.unroll_length) - 1  # an iteration unrolls before it learns
     iterations = math.ceil(args.total_timesteps / steps) - warmup
-    check(iterations > 0, "total_timesteps", f"learning starts only then, at least {(warmup + 1) * steps}")
+    check(iterations > 0, "total_timesteps", f"must be more than {warmup * steps}, those before learning starts")
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
 
@@ -376,7 +376,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     (num_epochs,). Both can be jitted, and vmapped over seeds.
 
     Args:
-      env, eval_env: tasks of one's own, instead of those that `args` names.
+      env, eval_env: tasks of one's own, with rewards of their own, instead of those that `args` names.
       log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
         `num_steps`, the steps that each environment has taken so far.
     """
@@ -415,11 +415,11 @@ def make_train(args, env=None, eval_env=None, log=None):
         """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
 
         def step(env_state, noise):
-            state, goal = split_obs(env_state.obs)
+            state, _ = split_obs(env_state.obs)
             action, _ = sample_action(actor_output(networks, runner, env_state.obs), noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
-            next_state, _ = split_obs(env_state.info["next_obs"])
+            next_state, goal = split_obs(env_state.info["next_obs"])  # arm_grasp's goal moves
             terminated = env_state.done - env_state.info["truncation"]
             return env_state, (Transition(state, action, goal, next_state, terminated), traj_id)
 

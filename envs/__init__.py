@@ -1,7 +1,7 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
 `make` builds one task, `make_eval` another that its policies can be evaluated on, `wrap` a batch that resets itself;
-`ENV_IDS` lists them all. The rest is what of a script is not the algorithm: `parse_args` reads its flags, `Run` logs
+`ENV_IDS` lists them all. The rest is what a script needs besides its algorithm: `parse_args` reads its flags, `Run` logs
 and keeps a training, `report` evaluates what was learnt, and `stream` hands numbers from compiled code to Python.
 """
 
@@ -73,7 +73,7 @@ def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **
     Args:
       env_id: one of `ENV_IDS`.
       backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, but springs
-        for an ant on open ground, and on an accelerator the pipeline that the benchmark uses for this task, so that
+        for ants where they have them, and on an accelerator the pipeline that the benchmark uses for this task, so that
         results compare with published ones.
       dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
       **kwargs: the task's own arguments, such as a maze's `layout`.

@@ -73,7 +73,7 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
 
 
 def limit_pairs(spec: mujoco.MjSpec, pairs: int):
-    """Lets brax and mjx compute the contacts of no more pairs of geoms of each two types: of those that are nearest."""
+    """Of each two types of geoms, brax and mjx will look for contacts only between the `pairs` pairs that are nearest."""
     spec.add_numeric(name="max_geom_pairs", size=1, data=[pairs])
     pose = spec.numeric("init_qpos")
     if pose is not None:  # mjx does not find a number that a vector precedes

@@ -70,8 +70,8 @@ def _parse(default: T) -> T:
     groups: dict[str, list] = {}
     title = "flags"
     for line in "".join(map(inspect.getsource, flags_class.__mro__[:-1])).splitlines():
-        if comment := re.fullmatch(r"    # (.*)", line):
-            title = re.sub(r"\W+", "_", comment[1])
+        if comment := re.fullmatch(r"    # ([a-z ]+)", line):
+            title = comment[1].replace(" ", "_")
         # A field that a subclass redefines is no longer among them where its base has it.
         elif (flag := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line)) and flag[1] in fields:
             field = fields.pop(flag[1])
@@ -82,7 +82,7 @@ def _parse(default: T) -> T:
     nested = dataclasses.make_dataclass(
         "Flags", [(title, part, dataclasses.field(default_factory=part)) for title, part in parts.items()]
     )
-    description = inspect.getdoc(sys.modules[flags_class.__module__]).splitlines()[0]
+    description = (inspect.getdoc(sys.modules[flags_class.__module__]) or "").partition("\n")[0]
     with contextlib.redirect_stderr(io.StringIO()) as complaint:
         try:
             parsed = tyro.cli(nested, description=description, config=(tyro.conf.OmitArgPrefixes,))

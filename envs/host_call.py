@@ -145,13 +145,29 @@ def host_call(
     result = jax.ShapeDtypeStruct(result_shape, jnp.float32)
     if jax.default_backend() != "cpu":
         if has_side_effect:
-            return jax.experimental.io_callback(function, result, x)
+            return _io_callback(function, result_shape, x)
         return jax.pure_callback(function, result, x, vmap_method="broadcast_all")
     _functions[name] = function
     if name not in _handlers:
         _handlers[name] = _make_handler(name)
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
     call = jax.ffi.ffi_call(name, result, has_side_effect=has_side_effect, vmap_method="broadcast_all")
+    return call(x)
+
+
+def _io_callback(function, result_shape, x):
+    """JAX's own calls the function once for each element of a vmap; this one hands it the whole batch."""
+    unbatched = x.ndim
+
+    @jax.custom_batching.custom_vmap
+    def call(x):
+        result = jax.ShapeDtypeStruct(x.shape[: x.ndim - unbatched] + result_shape, jnp.float32)
+        return jax.experimental.io_callback(function, result, x)
+
+    @call.def_vmap
+    def _(size, batched, x):
+        return call(x), True
+
     return call(x)
 
 

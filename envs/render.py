@@ -60,7 +60,8 @@ def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np
     solid = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
     middle, half = np.split(model.geom_aabb[solid], 2, axis=1)  # each geom's box, in its own frame
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
-    for data.qpos[:] in q:
+    for qpos in q:
+        data.qpos[:] = qpos
         mujoco.mj_kinematics(model, data)
         rotation = data.geom_xmat[solid].reshape(-1, 3, 3)
         center = data.geom_xpos[solid] + np.einsum("nij,nj->ni", rotation, middle)
@@ -86,7 +87,8 @@ def draw(env: GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np
     with _make_renderer(model, width, height) as renderer:
         camera = _make_camera(env, model, data, q)
         pictures = []
-        for data.qpos[:] in q:
+        for qpos in q:
+            data.qpos[:] = qpos
             mujoco.mj_forward(model, data)
             renderer.update_scene(data, camera)
             pictures.append(renderer.render())
@@ -173,8 +175,9 @@ def random_rollout(env: GoalEnv, key: jax.Array, length: int) -> np.ndarray:
         action = jax.random.uniform(key, (env.action_size,), minval=-1, maxval=1)
         return env.step(state, action), state.pipeline_state.q
 
-    keys = jax.random.split(key, length)
-    return np.array(jax.jit(lambda: jax.lax.scan(step, env.reset(key), keys)[1])())
+    reset_key, action_key = jax.random.split(key)
+    keys = jax.random.split(action_key, length)
+    return np.array(jax.jit(lambda: jax.lax.scan(step, env.reset(reset_key), keys)[1])())
 
 
 def gallery(columns: int = 6, width: int = 280, height: int = 210) -> Image.Image:

@@ -92,10 +92,6 @@ def _scalars(values: dict[str, float]) -> Summary:
     return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
 
-def _vmap_train(train, runners, num_epochs):
-    return jax.vmap(lambda runner: train(runner, num_epochs))(runners)
-
-
 class _Ended(BaseException):
     """Raised in the main thread by a signal, its number the argument."""
 
@@ -145,9 +141,9 @@ class Run:
         key = jax.random.key(self.args.seed)
         if self.args.num_seeds > 1:
             key = jax.vmap(jax.random.key)(self.args.seed + jnp.arange(self.args.num_seeds))
-            init, train = jax.vmap(init), partial(_vmap_train, train)
+            init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, None))
+        shapes = jax.eval_shape(init, key)
         with mistakes_in_one_line():
-            shapes = jax.eval_shape(init, key)
             _check_memory(self.args, shapes)
             runner = self._restore(shapes) if self.args.resume else None
             self._open(shapes)
@@ -203,6 +199,8 @@ class Run:
 
     def _restore(self, shapes):
         self.directory = Path(self.args.resume)
+        if (self.directory.parent / "checkpoints").is_dir():
+            raise ValueError(f"{self.directory} is one seed of a run: go on with all, --resume {self.directory.parent}")
         path, info = checkpoint.newest(self.directory / "checkpoints")
         flags = flags_of(self.args)  # as read from args.json
         for name, value in info["flags"].items():

@@ -63,3 +63,22 @@ def test_stream_speaks_while_the_scan_runs():
     heard.clear()
     jax.block_until_ready(jax.jit(jax.vmap(program))(jnp.arange(2)))
     assert [values["square"].tolist() for values in heard] == [[0, 1], [1, 4], [4, 9]]
+
+
+def test_on_an_accelerator_stream_hands_over_all_seeds_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # the path that it takes there works on a CPU too
+    heard = []
+
+    def program(x):
+        return jax.lax.scan(lambda x, _: (x + 1, stream(heard.append, {"x": x, "square": x * x})), x, length=2)[0]
+
+    jax.block_until_ready(jax.jit(jax.vmap(jax.vmap(program)))(jnp.arange(6.0).reshape(2, 3)))
+    jax.effects_barrier()
+    first = np.arange(6.0).reshape(2, 3)
+    assert len(heard) == 2
+    for step, values in enumerate(heard):
+        np.testing.assert_array_equal(values["x"], first + step)
+        np.testing.assert_array_equal(values["square"], (first + step) ** 2)
+    jax.block_until_ready(jax.jit(program)(jnp.float32(3)))
+    jax.effects_barrier()
+    assert len(heard) == 4 and heard[-1] == {"x": 4, "square": 16}

@@ -273,6 +273,8 @@ def test_seeds_at_once(tmp_path):
     assert code == 2 and "has 2 seeds: choose the folder of one in it" in err
     code, out, err = run("--evaluate", str(directory / "seed_6"), "--num-eval-envs", "3", cwd=tmp_path)
     assert code == 0 and "3 episodes" in out, err
+    code, _, err = run("--resume", str(directory / "seed_6"), cwd=tmp_path)
+    assert code == 2 and "is one seed of a run: go on with all" in err
     code, out, err = run("--resume", str(directory), cwd=tmp_path)
     assert code == 0 and "going on after epoch 2 of" in out, err
 

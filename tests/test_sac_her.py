@@ -104,6 +104,15 @@ def test_relabelled_reward_is_that_of_the_state_after_the_action():
     assert env.get_reward(state, jnp.zeros(2), next_state, state[4:7]) == 0
 
 
+def test_goals_that_move_are_stored_as_they_are_after_the_action():
+    """As the environment rewards them: arm_grasp's goal is at the cube."""
+    init, _ = make_train(dataclasses.replace(TINY, env_id="arm_grasp", learning_starts=40, buffer_size=40))
+    data = jax.jit(init)(jax.random.key(0)).buffer.data
+    cube = data.next_state[:36, :, :3]  # of the steps written before learning starts
+    assert jnp.any(cube != data.state[:36, :, :3])
+    np.testing.assert_allclose((data.goal[:36, :, :3] + data.goal[:36, :, 3:6]) / 2, cube, atol=1e-6)
+
+
 def numpy_mlp(params, *inputs):
     x = np.concatenate(inputs, axis=-1).astype(np.float64)
     layers = params["params"]
