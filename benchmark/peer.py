@@ -1,9 +1,14 @@
 """This project and its peer, jaxgcrl 0.2.8, in turns at the same settings on the same machine.
 
     python benchmark/peer.py crl --env-id reacher    # or sac, ppo
+    python benchmark/peer.py learning                # CRL, each with its own default flags: seconds until it has learnt
 
 Settings: `equal_settings.py`; the peer has an environment of its own, .venv-peer, made here if it is missing. Speed is
 the median over the epochs after the first, which compiles; the first metric comes at the end of that one.
+
+Learning takes a seed a turn, and counts from the start of the process. Ours runs twice, with an empty compilation cache
+and with what the first run left in it; the peer has none. Of the peer the evaluation before is named too, the last at
+which it had not learnt yet: its evaluations lie far apart.
 """
 
 import argparse
@@ -11,9 +16,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from seeds import watch
+import seeds
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-peer" / "bin" / "python"
@@ -33,22 +39,55 @@ def set_up():
 def run(command):
     """Environment steps a second, seconds from the start to the first metric, largest memory in MB."""
     environment = os.environ | {"WANDB_MODE": "disabled"}
-    _, lines, _, memory = watch(command, env=environment, stderr=subprocess.DEVNULL)
+    _, lines, _, memory = seeds.watch(command, env=environment, stderr=subprocess.DEVNULL)
     epochs = [(at, float(line.split()[0])) for at, line in lines if line.endswith("environment steps a second\n")]
     if len(epochs) < 2:
         sys.exit(f"{command} failed")
     return statistics.median(speed for _, speed in epochs[1:]), epochs[0][0], memory
 
 
+def learning(env_id, turns, csv):
+    """Prints a table with a row for each run, and the ratios of the seconds until time near goal 0.7."""
+    print("| seed | run | success rate ≥ 0.95, s | time near goal ≥ 0.7, s | evaluation before, s |\n|" + " --- |" * 5)
+    flags = ["--env-id", env_id]
+    peers_flags = [*flags, "--num-evals", "7", "--total-timesteps", "600000"]
+    peer, ours = [PYTHON, "benchmark/peer_curve.py", *peers_flags], [sys.executable, "crl_jax.py", *flags]
+    rows_of, ratios = {}, []
+    for seed in range(1, turns + 1):
+        with tempfile.TemporaryDirectory() as cache:
+            own = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+            runs = {
+                "jaxgcrl": seeds.run([*peer, "--seed", str(seed)], os.environ | {"WANDB_MODE": "disabled"}),
+                "this, cold": seeds.run([*ours, "--seed", str(seed)], own),
+                "this, warm": seeds.run([*ours, "--seed", str(seed)], own),
+            }
+        near = {}
+        for name, rows in runs.items():
+            near[name] = seeds.first(rows, 3, 0.7)
+            before = max((row[1] for row in rows if row[1] < near[name]), default=0)
+            print(
+                f"| {seed} | {name} | {seeds.first(rows, 2, 0.95):.0f} | {near[name]:.0f} | {before:.0f} |", flush=True
+            )
+        ratios.append([near["jaxgcrl"] / near["this, cold"], near["jaxgcrl"] / near["this, warm"]])
+        if csv:
+            rows_of[seed] = runs["jaxgcrl"]
+            seeds.save(csv, " ".join(peer[1:]), rows_of)
+    for name, column in zip(("cold", "warm"), zip(*ratios, strict=True), strict=True):
+        print(f"\n{name}: median {statistics.median(column):.1f}, {min(column):.1f} to {max(column):.1f} times as soon")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algorithm", choices=("crl", "sac", "ppo"))
+    parser.add_argument("algorithm", choices=("crl", "sac", "ppo", "learning"))
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--csv", type=Path, help="with learning: file for the peer's evaluations, as of seeds.py")
     args = parser.parse_args()
     if not PYTHON.exists():
         set_up()
+    if args.algorithm == "learning":
+        return learning(args.env_id, args.turns, args.csv)
     flags = [args.algorithm, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]
     ours = [sys.executable, ROOT / "benchmark" / "equal_settings.py", *flags]
     peer = [PYTHON, ROOT / "benchmark" / "peer_speed.py", *flags]

@@ -4,7 +4,8 @@
     python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 2000000
 
 Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
-cache, the others find what it left. The runs stay in `runs/`. `--csv FILE` keeps all evaluations, for `plot.py`.
+cache, the others find what it left. The runs stay in `runs/`. `--csv FILE` keeps all evaluations, for `plot.py`; seeds
+that FILE has already, of the same command, are not run again.
 """
 
 import argparse
@@ -15,13 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TITLES = (
-    "seed", "first evaluation, s", "success rate ≥ 0.95, s", "time near goal ≥ 0.7, s", "end of run, s",
+    "seed", "first evaluation, s", "success rate ≥ 0.95, s", "time near goal ≥ 0.7, s", "last evaluation, s",
     "success rate at the end", "time near goal at the end", "peak memory, MB",
 )  # fmt: skip
+COLUMNS = ("command", "seed", "steps", "seconds", "success_rate", "time_near_goal", "final_dist", "mb")
 
 
 def watch(command, **options):
@@ -35,17 +38,38 @@ def watch(command, **options):
 
 
 def run(command, environment):
-    """Rows (steps, seconds since the start of the process, success rate, time near goal, final distance), the seconds
-    that all of it took, and the largest memory in MB."""
-    code, lines, seconds, memory = watch(command, cwd=ROOT, env=environment)
+    """A row for each evaluation: steps, seconds since the start of the process, success rate, time near goal, final
+    distance, and the largest memory of the whole run in MB."""
+    code, lines, _, memory = watch(command, cwd=ROOT, env=environment)
     if code:
         sys.exit(f"{command} failed")
     rows = []
     for time_of_line, line in lines:
         fields = line.replace(",", "").split()
         if len(fields) == 8 and "/" in fields[0]:
-            rows.append((int(fields[1]), time_of_line, *map(float, fields[3:6])))
-    return rows, seconds, memory
+            rows.append((int(fields[1]), time_of_line, *map(float, fields[3:6]), memory))
+    return rows
+
+
+def load(path, name):
+    """The rows of `run` by seed, of the command `name`."""
+    rows_of = defaultdict(list)
+    if path and path.exists():
+        with path.open() as file:
+            for command, seed, steps, *row in list(csv.reader(file))[1:]:
+                if command == name:
+                    rows_of[int(seed)].append((int(steps), *map(float, row)))
+    return dict(rows_of)
+
+
+def save(path, name, rows_of):
+    """Writes what `load` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for seed, rows in rows_of.items():
+            writer.writerows((name, seed, row[0], f"{row[1]:.1f}", *row[2:5], f"{row[5]:.0f}") for row in rows)
 
 
 def first(rows, column, threshold):
@@ -73,21 +97,20 @@ def main():
     own, flags = split_flags(sys.argv[1:])
     args = parser.parse_args(own)
     name = " ".join((args.script, *flags))
-    table = []
-    evaluations = [("command", "seed", "steps", "seconds", "success_rate", "time_near_goal", "final_dist", "mb")]
+    rows_of, table = load(args.csv, name), []
     print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
         for seed in args.seeds:
-            command = [sys.executable, ROOT / args.script, "--seed", str(seed), *flags]
-            rows, seconds, memory = run(command, environment)
-            table.append([rows[0][1], first(rows, 2, 0.95), first(rows, 3, 0.7), seconds, *rows[-1][2:4], memory])
+            if seed not in rows_of:
+                rows_of[seed] = run([sys.executable, ROOT / args.script, "--seed", str(seed), *flags], environment)
+                if args.csv:
+                    save(args.csv, name, rows_of)
+            rows = rows_of[seed]
+            table.append(
+                [rows[0][1], first(rows, 2, 0.95), first(rows, 3, 0.7), rows[-1][1], *rows[-1][2:4], rows[-1][5]]
+            )
             print(line_of(seed, table[-1]), flush=True)
-            evaluations += [(name, seed, row[0], f"{row[1]:.1f}", *row[2:], f"{memory:.0f}") for row in rows]
-            if args.csv:
-                args.csv.parent.mkdir(parents=True, exist_ok=True)
-                with args.csv.open("w", newline="") as file:
-                    csv.writer(file).writerows(evaluations)
     print(line_of("median", [statistics.median(column) for column in zip(*table, strict=True)]))
 
 
