@@ -276,7 +276,7 @@ def make_schedule(args):
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     steps = args.num_envs * args.unroll_length
-    fitting = (args.num_envs // args.num_minibatches + 1) * args.num_minibatches
+    fitting = max(args.num_envs // args.num_minibatches + 1, 2) * args.num_minibatches
     check(
         steps % args.num_minibatches == 0 and args.num_minibatches < steps,
         "num_minibatches",

@@ -130,6 +130,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=0)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; the runs must not
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
     if args.epochs:
         epochs(args.epochs)
     if args.kills:

@@ -1,8 +1,8 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
 `make` builds one task, `make_eval` another that its policies can be evaluated on, `wrap` a batch that resets itself;
-`ENV_IDS` lists them all. The rest is what a script needs besides its algorithm: `parse_args` reads its flags, `Run` logs
-and keeps a training, `report` evaluates what was learnt, and `stream` hands numbers from compiled code to Python.
+`ENV_IDS` lists them all. The rest is what a script needs besides its algorithm: `parse_args` reads its flags, `Run`
+logs and keeps a training, `report` evaluates what was learnt, and `stream` hands numbers from compiled code to Python.
 """
 
 import contextlib
@@ -97,21 +97,19 @@ def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
     """The task `env_id` for policies that were trained on `env`; None is `env` itself.
 
     Raises:
-      ValueError: unknown id, or its states, goals or actions are others than those of `env`.
+      ValueError: unknown id, or its states, goals, actions or physics are others than those of `env`.
     """
     if env_id is None:
         return env
-    other = make(env_id, env.backend, env.dense_reward)
-
-    def interface(env):
-        return env.state_dim, env.goal_indices, env.action_size
-
-    if interface(other) != interface(env):
-        fitting = [
-            name for name, (task, _) in _TASKS.items() if (task.state_dim, task.goal_indices) == interface(env)[:2]
-        ]
-        advice = f"choose one of {', '.join(fitting)}"
-        raise ValueError(f"--eval-env-id {env_id} has other states, goals or actions than the task; {advice}")
+    fitting = [
+        name
+        for name, (task, _) in _TASKS.items()
+        if (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
+    ]
+    other = None if env_id in _TASKS and env_id not in fitting else make(env_id, env.backend, env.dense_reward)
+    if other is None or other.action_size != env.action_size:
+        advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
+        raise ValueError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")
     return other
 
 

@@ -73,11 +73,11 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
 
 
 def limit_pairs(spec: mujoco.MjSpec, pairs: int):
-    """Of each two types of geoms, brax and mjx will look for contacts only between the `pairs` pairs that are nearest."""
+    """Of each two types of geoms, lets brax and mjx look for contacts between the nearest `pairs` pairs only."""
     spec.add_numeric(name="max_geom_pairs", size=1, data=[pairs])
     pose = spec.numeric("init_qpos")
     if pose is not None:  # mjx does not find a number that a vector precedes
-        values = pose.data
+        values = list(pose.data)
         spec.delete(pose)
         spec.add_numeric(name="init_qpos", size=len(values), data=values)
 

@@ -91,6 +91,8 @@ def restore(path: Path, shapes: Any) -> Any:
     """
     if json.loads((path / "shapes.json").read_text()) != _describe(shapes):  # orbax would cut or pad them
         raise ValueError(f"the checkpoint {path} was written by another version of the script")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was written
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path / "state", shapes)
 

@@ -38,13 +38,14 @@ class RunArgs:
     evaluate: str | None = None  # directory of a run: evaluate and film its policy, on --eval-env-id if given
 
     def __post_init__(self):
-        """Raises ValueError for what is no number, and for a negative one where the default is none."""
+        """Raises ValueError for what is no number, and for one that is too small: negative where the default is not, or
+        0 for an integer whose default is positive."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                positive = field.type is not float and field.name != "seed"
-                signed = isinstance(field.default, float) and field.default < 0
-                lowest = -(2**31) if signed else int(positive)
+                lowest = 0 if field.type is float or field.name == "seed" else 1
+                if isinstance(field.default, int | float) and field.default < lowest:
+                    lowest = 0 if field.default == 0 else -(2**31)
                 if not lowest <= value < 2**31:
                     flag = field.name.replace("_", "-")
                     raise ValueError(f"--{flag} {value}: must be a number, at least {lowest} and less than 2**31")

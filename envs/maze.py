@@ -37,9 +37,7 @@ class Maze:
         rows = LAYOUTS.get(layout, layout).split()
         if len({len(row) for row in rows}) != 1 or not set("".join(rows)) <= set("#.rgb"):
             names = ", ".join(LAYOUTS)
-            raise ValueError(
-                f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb'"
-            )
+            raise ValueError(f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb'")
         self.side = side
         self._grid = np.array([list(row) for row in rows])
         for mark in marks:

@@ -84,7 +84,8 @@ def _check_memory(args, shapes: Any):
             buffer = _num_bytes(shapes.buffer)
             flags += f" --buffer-size {args.buffer_size}"
             room = int(args.buffer_size * (0.8 * there - (need - buffer)) / buffer)
-            fix = f"; --buffer-size {room} would do" if room > 0 else ""
+            room -= room % args.unroll_length  # as the buffer holds whole unrolls
+            fix = f"; --buffer-size {room} would do" if room >= args.learning_starts else ""
         raise ValueError(f"{flags}: the training needs {_size(need)} of memory, this machine has {_size(there)}{fix}")
 
 
@@ -148,7 +149,8 @@ class Run:
             runner = self._restore(shapes) if self.args.resume else None
             self._open(shapes)
         for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self._on_signal)
         # In a thread of its own, so that signals are heard while XLA compiles or computes.
         future = ThreadPoolExecutor().submit(self._train, init, train, act, key, runner)
         problem, code = "", 0
@@ -186,7 +188,8 @@ class Run:
         # The scan over epochs pauses for checkpoints only, after equally many each time: one program does for all.
         num_epochs, every = self.schedule.num_epochs, self.args.checkpoint_every
         length = max(n for n in range(1, min(every, num_epochs) + 1) if num_epochs % n == 0)
-        train = jax.jit(train, static_argnums=1, donate_argnums=0).lower(runner, length).compile()
+        if self._epoch < num_epochs:
+            train = jax.jit(train, static_argnums=1, donate_argnums=0).lower(runner, length).compile()
         self._last_time = time.time()
         for _ in range(self._epoch, num_epochs, length):
             runner, _ = jax.block_until_ready(train(runner))
@@ -199,9 +202,10 @@ class Run:
 
     def _restore(self, shapes):
         self.directory = Path(self.args.resume)
-        if (self.directory.parent / "checkpoints").is_dir():
-            raise ValueError(f"{self.directory} is one seed of a run: go on with all, --resume {self.directory.parent}")
-        path, info = checkpoint.newest(self.directory / "checkpoints")
+        folder, whole = self.directory / "checkpoints", self.directory.resolve().parent
+        if not folder.is_dir() and (whole / "checkpoints").is_dir():
+            raise ValueError(f"{self.directory} is one seed of a run: go on with all, --resume {whole}")
+        path, info = checkpoint.newest(folder)
         flags = flags_of(self.args)  # as read from args.json
         for name, value in info["flags"].items():
             if value != flags[name]:
@@ -219,7 +223,7 @@ class Run:
         if args.track:
             import wandb
 
-            name = self.directory.name
+            name = self.directory.resolve().name
             wandb.init(id=name, name=name, dir=args.runs_dir, config=self._flags, sync_tensorboard=True, resume="allow")
         seeds = range(args.seed, args.seed + args.num_seeds) if args.num_seeds > 1 else ()
         flags_in = {self.directory: self._flags}
@@ -237,7 +241,7 @@ class Run:
             self._writers.append(writer)
         rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
         texts = {name: str(value) if value is None else value for name, value in self._flags.items()}
-        self._add(hparams_pb(texts, trial_id=self.directory.name))
+        self._add(hparams_pb(texts, trial_id=self.directory.resolve().name))
         self._add(text_pb("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}"))
 
         num_params = sum(x.size for x in jax.tree.leaves(shapes.params)) // args.num_seeds
@@ -296,7 +300,9 @@ class Run:
         self._epoch += 1
         for name, value in means.items():
             if not math.isfinite(value):
-                self._stop(f"{name} is {value} in epoch {self._epoch}")
+                bad = [args.seed + i for i in range(len(self._seed_folders)) if not math.isfinite(metrics[name][i])]
+                of_seeds = f" with seed {', '.join(map(str, bad))}" if bad else ""
+                self._stop(f"{name} is {value} in epoch {self._epoch}{of_seeds}")
         self._add(_scalars(means), steps)
         for i in range(len(self._seed_folders)):
             self._add(_scalars({name: value[i] for name, value in metrics.items()}), steps, i + 1)
@@ -322,6 +328,8 @@ class Run:
         if self.args.capture_video:
             policy = checkpoint.load_policy(example / "policy.jax")
             results = {name: value for name, value in self._means.items() if name.startswith("eval/")}
+            if self._seed_folders:  # these are means over the seeds, the film is of one
+                results = {}
             gif = film(self.args, self.eval_env, policy, self.directory / "film", results)
             with Image.open(gif) as picture:
                 width, height = picture.size

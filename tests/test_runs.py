@@ -197,7 +197,10 @@ def flip_a_bit(directory):
 def test_other_mistakes_with_finished_runs(crl_run):
     for more, message in (
         (["--resume", str(crl_run), "--evaluate", str(crl_run)], "choose"),
-        (["--evaluate", str(crl_run), "--eval-env-id", "ant"], "--eval-env-id ant has other states, goals or actions"),
+        (
+            ["--evaluate", str(crl_run), "--eval-env-id", "ant"],
+            "--eval-env-id ant has other states, goals, actions or physics",
+        ),
         (["--evaluate", str(crl_run), "--num-eval-envs", "0"], "--num-eval-envs 0: must be a number, at least 1"),
     ):
         code, out, err = run(*more, cwd=crl_run.parent)
@@ -220,6 +223,18 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     for wrong in ({"x": jax.ShapeDtypeStruct((6,), np.int32)}, {"y": jax.ShapeDtypeStruct((5,), np.int32)}):
         with pytest.raises(ValueError, match="was written by another version of the script"):
             checkpoint.restore(path, wrong)
+
+
+def test_a_checkpoint_of_another_device_is_restored_to_this_one(tmp_path):
+    state = {"x": jax.numpy.arange(3.0), "key": jax.random.key(7)}
+    checkpoint.save(tmp_path, 1, state, {}, keep=1)
+    path, _ = checkpoint.newest(tmp_path)
+    written = path / "state" / "_sharding"
+    assert "cpu:0" in written.read_text()
+    written.write_text(written.read_text().replace("cpu:0", "cuda:0"))
+    restored = checkpoint.restore(path, jax.eval_shape(lambda: state))
+    assert restored["x"].tolist() == [0, 1, 2] and restored["x"].devices() == {jax.devices()[0]}
+    assert jax.random.uniform(restored["key"]) == jax.random.uniform(state["key"])
 
 
 def test_what_a_killed_process_was_writing_does_not_count(tmp_path):
@@ -275,7 +290,7 @@ def test_seeds_at_once(tmp_path):
     assert code == 0 and "3 episodes" in out, err
     code, _, err = run("--resume", str(directory / "seed_6"), cwd=tmp_path)
     assert code == 2 and "is one seed of a run: go on with all" in err
-    code, out, err = run("--resume", str(directory), cwd=tmp_path)
+    code, out, err = run("--resume", ".", cwd=directory)
     assert code == 0 and "going on after epoch 2 of" in out, err
 
 
@@ -369,6 +384,52 @@ def test_numbers_from_python_need_no_decimal_point():
         importlib.import_module("sac_her_jax").Args(num_envs=0)
 
 
+def test_flags_of_forks_may_be_as_small_as_their_defaults():
+    @dataclasses.dataclass(frozen=True)
+    class Args(envs.RunArgs):
+        skip: int = 0
+        offset: int = -1
+        shift: float = -1.0
+
+    assert Args(skip=0, offset=-5, shift=-5).offset == -5
+    with pytest.raises(ValueError, match="--skip -1: must be a number, at least 0 "):
+        Args(skip=-1)
+
+
+def test_the_buffer_size_that_is_advised_would_do(monkeypatch):
+    from envs import run as runs
+
+    crl_jax = importlib.import_module("crl_jax")
+    monkeypatch.setattr(runs.os, "sysconf", lambda name: 10**9 if name == "SC_PHYS_PAGES" else 1)
+
+    def check(size):
+        args = crl_jax.Args(buffer_size=size, unroll_length=24, num_envs=64)
+        init, _ = crl_jax.make_train(args)
+        runs._check_memory(args, jax.eval_shape(init, jax.random.key(0)))
+
+    with pytest.raises(ValueError, match="would do") as error:
+        check(1_000_000)
+    advised = int(re.search(r"--buffer-size (\d+) would do", str(error.value))[1])
+    check(advised)
+    with pytest.raises(ValueError, match="memory"):
+        check(advised + 24)
+
+
+def test_nohup_keeps_its_word(tmp_path):
+    """A hangup ends a run, unless the process was started to ignore it."""
+    for handler, ended in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        before = signal.signal(signal.SIGHUP, handler)  # which processes hand on, as nohup does
+        process = start(*flags(), cwd=tmp_path)
+        signal.signal(signal.SIGHUP, before)
+        for line in process.stdout:
+            if line.split()[0].startswith("1/"):
+                process.send_signal(signal.SIGHUP)
+                break
+        _, err = process.communicate(timeout=120)
+        assert ("ended by SIGHUP" in err, process.returncode == 128 + signal.SIGHUP) == (ended, ended), err
+        assert ended or process.returncode == 0
+
+
 def test_two_runs_of_one_name_have_a_directory_each(tmp_path):
     from envs.run import _make_directory
 
@@ -384,7 +445,11 @@ def test_two_runs_of_one_name_have_a_directory_each(tmp_path):
         ("--runs-dir /dev/null", "error: [Errno 20] Not a directory: '/dev/null/reacher__crl_jax__1__"),
         ("--buffer-size 100000000", "error: --num-envs 256 --buffer-size 100000000: the training needs 1.74e+03 GB"),
         ("--critic-lr nan", "error: --critic-lr nan: must be a number, at least 0 and less than 2**31"),
-        ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals or actions than the task"),
+        ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals, actions or physics than the task"),
+        (
+            "--env-id ant --eval-env-id ant_push",
+            "error: --eval-env-id ant_push has other states, goals, actions or physics",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line_get_one_line(flags, message, tmp_path):
