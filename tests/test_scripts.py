@@ -59,6 +59,18 @@ def test_every_task_trains(script, env_id):
         jax.tree.map(np.testing.assert_array_equal, program(jax.random.key(0)), (before, after, metrics))
 
 
+def test_an_ant_in_a_maze_trains_on_springs():
+    """Which is what it takes on a CPU, where the test above takes MuJoCo."""
+    crl_jax = importlib.import_module("crl_jax")
+    names = {field.name for field in dataclasses.fields(crl_jax.Args)}
+    sizes = {name: value for name, value in SIZES.items() if name in names} | {"backend": None}
+    init, train = crl_jax.make_train(crl_jax.Args(env_id="ant_ball_u_maze", **sizes))
+    runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
+    data = runner.buffer.data
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params, data)))
+    assert np.all(data.state[1, :, :29] != data.state[0, :, :29])  # the ant moves; nobody touches the ball yet
+
+
 CHANGES = {  # another value for every flag, but for those that only `main` reads
     "crl_jax": dict(
         logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
