@@ -5,6 +5,7 @@ python benchmark/films.py runs/…/film_arm_reach_7.gif docs/arm_reach.gif
 
 import argparse
 
+import numpy as np
 from PIL import Image, ImageSequence
 
 
@@ -19,10 +20,14 @@ def main():
     size = args.width, round(args.width * film.height / film.width)
     step = -(-film.n_frames // args.frames)
     frames = [
-        frame.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(64, Image.Quantize.MAXCOVERAGE)
+        frame.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         for i, frame in enumerate(ImageSequence.Iterator(film))
         if i % step == 0
     ]
+    # One palette for all, or what stands still would change its colour from frame to frame.
+    strip = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames[:: max(len(frames) // 8, 1)]]))
+    palette = strip.quantize(128, Image.Quantize.MAXCOVERAGE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     frames[0].save(args.small, save_all=True, append_images=frames[1:], duration=100, loop=0, optimize=True)
 
 

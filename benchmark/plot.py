@@ -1,10 +1,11 @@
 """Draws learning curves from the files that `seeds.py --csv` wrote, and prints their table.
 
-    python benchmark/plot.py benchmark/results/*.csv --picture docs/results.png
+    python benchmark/plot.py benchmark/results/*.csv --near reacher --picture docs/results.png
 
 A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
 intervals (percentile); of three seeds or fewer, means and each seed's own line, faint. Each task has two panels, one
-above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis.
+above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis. They
+show the success rate; on the tasks named by `--near`, where any policy meets the goal at times, the time near the goal.
 """
 
 import argparse
@@ -51,6 +52,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--picture", type=Path, required=True)
+    parser.add_argument("--near", nargs="+", default=[], help="tasks whose panels show time near goal")
     parser.add_argument("--at", type=int, nargs="+", default=[], help="steps at which the table looks, beside the last")
     args = parser.parse_args()
     tasks = sorted({path.stem.split("__")[0] for path in args.files})
@@ -61,31 +63,32 @@ def main():
         2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False, layout="constrained"
     )
     panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
-    print("| task | method | seeds | success rate | time near goal | steps | minutes | peak memory, MB |")
-    print("|" + " --- |" * 8)
+    print("| task | method | seeds | success rate | time near goal | steps | minutes | MB | command |\n|" + " --- |" * 9)
     for path in sorted(args.files):
         task, method = path.stem.split("__")
         command, table = load(path)
-        low, high = interval(table["success_rate"])
-        middle = iqm(table["success_rate"])
+        shown = table["time_near_goal" if task in args.near else "success_rate"]
+        low, high = interval(shown)
+        middle = iqm(shown)
         for ax, x in zip(panels[task], (table["steps"][:, 0] / 1e6, table["seconds"].mean(1) / 60), strict=True):
             color = f"C{methods.index(method)}"
             ax.plot(x, middle, marker=".", label=method, color=color)
-            if table["success_rate"].shape[1] > 3:
+            if shown.shape[1] > 3:
                 ax.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
             else:
-                ax.plot(x, table["success_rate"], color=color, alpha=0.3, linewidth=1)
+                ax.plot(x, shown, color=color, alpha=0.3, linewidth=1)
         for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
-            cells = [task, f"{method}: `{command}`", str(table["steps"].shape[1])]
+            cells = [f"`{task}`", method, str(table["steps"].shape[1])]
             for name in ("success_rate", "time_near_goal"):
                 low, high = interval(table[name][i])
                 spread = f" ({low:.2f} to {high:.2f})" if table[name].shape[1] > 1 else ""
                 cells.append(f"{iqm(table[name][i]):.2f}{spread}")
             minutes = table["seconds"][i].mean() / 60
-            cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.1f}", f"{table['mb'].max():,.0f}"]
+            cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.1f}", f"{table['mb'].max():,.0f}", f"`{command}`"]
             print(f"| {' | '.join(cells)} |")
     for task, (upper, lower) in panels.items():
-        upper.set(title=task, xlabel="million environment steps")
+        near = task in args.near
+        upper.set(title=f"{task}: time near goal" if near else task, xlabel="million environment steps")
         lower.set(xlabel=f"{task}: minutes", xscale="log")
         lower.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         lower.xaxis.set_major_formatter("{x:g}")
@@ -95,7 +98,7 @@ def main():
         ax.grid(alpha=0.3)
         ax.set_visible(bool(ax.lines))
     for ax in axes[:, 0]:
-        ax.set_ylabel("success rate")
+        ax.set_ylabel("success rate, unless the title says otherwise" if args.near else "success rate")
     lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label() in methods}
     figure.legend([lines[method] for method in methods], methods, loc="outside lower center", ncols=len(methods))
     figure.savefig(args.picture, dpi=110)

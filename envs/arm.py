@@ -46,6 +46,7 @@ _HIGH = np.array([2.7925, 1.48353, -0.0698, 3.7525], np.float32)
 _HELD = np.array([0, 0, 0, 0, 0, 0, 1.4487], np.float32)
 
 _GREY, _WHITE, _BLUE, _RED = (0.4, 0.4, 0.4, 1), (0.9, 0.9, 0.9, 1), (0.1, 0.3, 0.8, 1), (0.8, 0.1, 0.1, 1)
+_YELLOW = (0.95, 0.75, 0.1, 1)
 
 
 def _add_servo(spec, joint, stiffness, damping, force, gain=None):
@@ -144,7 +145,7 @@ class _Arm(GoalEnv):
         """Adds the cube and the marker of its goal."""
         cube = spec.worldbody.add_body(name="cube", pos=[*self.cube, 0.07])
         cube.add_freejoint()
-        _add_shape(cube, BOX, (0, 0.4, 0, 1), name="cube", size=[0.03] * 3, mass=0.216)
+        _add_shape(cube, BOX, _YELLOW, name="cube", size=[0.03] * 3, mass=0.216)
         self.add_marker(spec, BOX)
 
     def add_marker(self, spec: mujoco.MjSpec, shape):
