@@ -1,10 +1,11 @@
 """Where the time of CRL's training goes, and what share of the machine's limits it reaches.
 
-    python benchmark/limits.py --env-id reacher ant_u_maze --picture docs/profile.png
+    python benchmark/limits.py --env-id reacher cheetah --picture docs/profile.png
 
-Limits are measured on the same cores: bare native physics, and float32 matrix products, large ones and ones of a hidden
-layer's size, forward and backward. The parts of an iteration (an unroll and its updates, with default flags) are
-differences between whole trainings that do less: hardly any updates, hardly any evaluation. Medians of turns.
+All of it on native MuJoCo, which ants take only if told so. Limits are measured on the same cores: bare native physics,
+and float32 matrix products, large ones and ones of a hidden layer's size, forward and backward. The parts of an
+iteration (an unroll and its updates, with default flags) are differences between whole trainings that do less: hardly
+any updates, hardly any evaluation. Medians of turns.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def profile(env_id):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env-id", nargs="+", default=["reacher", "ant_u_maze"])
+    parser.add_argument("--env-id", nargs="+", default=["reacher", "cheetah"])
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     figure, ax = plt.subplots(figsize=(8, 1 + 0.5 * len(args.env_id)))

@@ -63,7 +63,8 @@ def main():
         2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False, layout="constrained"
     )
     panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
-    print("| task | method | seeds | success rate | time near goal | steps | minutes | MB | command |\n|" + " --- |" * 9)
+    print("| task | method | seeds | success rate | time near goal | steps | minutes | MB | command |")
+    print("|" + " --- |" * 9)
     for path in sorted(args.files):
         task, method = path.stem.split("__")
         command, table = load(path)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All learning curves of docs/results.md, one training after the other on one core, as benchmark/results/*.csv and
-# docs/results.png. `peer.py` makes the environment of the peer, whose curves are `jaxgcrl`. CORE=1 takes core 1.
+# docs/results.png. Seeds that these files have already are not run again: delete a file to train anew. `peer.py` makes
+# the environment of the peer, whose curves are `jaxgcrl`. CORE=1 takes core 1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,23 +16,32 @@ peer() {  # task, seeds, flags
         --seeds $2 --csv "benchmark/results/$1__jaxgcrl.csv" -- --env-id "$1" "${@:3}"
 }
 
+brief="--num-evals 10 --num-eval-envs 64"
+long="--num-eval-envs 64 --checkpoint-every 4"
+hard="--random-goals 0.5 --target-entropy -1 --anneal-lr"
 pusher="--noise-correlation 0.95 --episode-length 200 --gamma 0.98 --layer-norm --target-entropy 0 --total-timesteps 4000000"
 run reacher crl "1 2 3 4 5" crl_jax.py
 run reacher sac_her "1 2 3 4 5" sac_her_jax.py --total-timesteps 400000
 run reacher ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000
 run reacher ppo_sparse "1 2 3 4 5" ppo_jax.py --total-timesteps 2000000
+run reacher sac "1 2 3 4 5" sac_her_jax.py --her-ratio 0 --total-timesteps 400000
 run arm_reach crl "1 2 3" crl_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
-run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 --num-evals 10 --num-eval-envs 64
-run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --num-evals 10 --num-eval-envs 64
-run simple_u_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --num-evals 10 --num-eval-envs 64
-run simple_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 --num-evals 10 --num-eval-envs 64
-run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 \
-    --num-evals 10 --num-eval-envs 64
-run ant crl "1 2 3" crl_jax.py --random-goals 0.5 --target-entropy -1 --anneal-lr --total-timesteps 14000000 \
-    --num-eval-envs 64 --checkpoint-every 4
+run arm_reach sac_her "1 2 3" sac_her_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
+run arm_reach ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 1000000 --num-evals 10 --num-eval-envs 32
+run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
+run cheetah sac_her "1 2 3" sac_her_jax.py --num-envs 64 --total-timesteps 1000000 $brief
+run cheetah ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
+run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 $brief
+run simple_u_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 $brief
+run simple_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
+run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 $brief
+run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
+run ant_u_maze crl "1" crl_jax.py $hard --total-timesteps 7000000 $long
+run arm_push_easy crl "1" crl_jax.py $hard --total-timesteps 4000000 $long
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher
 run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher --eval-noise 0
 run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher --her-ratio 0 --eval-noise 0
-peer reacher "1" --num-evals 6 --total-timesteps 500000
+[ -e benchmark/results/reacher__jaxgcrl.csv ] ||
+    taskset -c "${CORE:-0}" .venv/bin/python benchmark/peer.py learning --csv benchmark/results/reacher__jaxgcrl.csv
 peer ant "1" --num-evals 8 --total-timesteps 2400000
-.venv/bin/python benchmark/plot.py benchmark/results/*.csv --picture docs/results.png
+.venv/bin/python benchmark/plot.py benchmark/results/*.csv --near reacher --picture docs/results.png

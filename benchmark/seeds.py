@@ -1,11 +1,11 @@
-"""Trains one script for several seeds, one after the other, and prints the README's table.
+"""Trains one script for several seeds, one after the other, and prints a table of them.
 
     python benchmark/seeds.py crl_jax.py
     python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 2000000
 
 Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
 cache, the others find what it left. The runs stay in `runs/`. `--csv FILE` keeps all evaluations, for `plot.py`; seeds
-that FILE has already, of the same command, are not run again.
+that FILE has already are not run again.
 """
 
 import argparse
@@ -52,13 +52,14 @@ def run(command, environment):
 
 
 def load(path, name):
-    """The rows of `run` by seed, of the command `name`."""
+    """The rows of `run` by seed, all of the command `name`."""
     rows_of = defaultdict(list)
     if path and path.exists():
         with path.open() as file:
             for command, seed, steps, *row in list(csv.reader(file))[1:]:
-                if command == name:
-                    rows_of[int(seed)].append((int(steps), *map(float, row)))
+                if command != name:
+                    sys.exit(f"{path} holds runs of another command, {command}: delete it, or choose another file")
+                rows_of[int(seed)].append((int(steps), *map(float, row)))
     return dict(rows_of)
 
 
@@ -92,7 +93,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--csv", type=Path, help="file that is written anew, with each evaluation of each seed")
+    parser.add_argument("--csv", type=Path, help="file of all evaluations, to which missing seeds are added")
     parser.epilog = "What follows -- are flags for the script."
     own, flags = split_flags(sys.argv[1:])
     args = parser.parse_args(own)
