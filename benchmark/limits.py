@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import optax
 from bound import make_products, make_timed, seconds
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -33,6 +34,19 @@ def make_training(args, env, log=None):
     steps = args.num_envs * args.unroll_length
     args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, learning_starts=1)
     return make_timed(*crl_jax.make_train(args, env, log=log))
+
+
+def make_adam(params, count):
+    """A function that times `count` steps of Adam for parameters like these; the gradients are as good as any."""
+    optimizer = optax.adam(1e-3)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(params, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    steps = jax.jit(lambda params: jax.lax.scan(step, (params, optimizer.init(params)), length=count)[0])
+    return lambda: seconds(steps, params)
 
 
 def profile(env_id):
@@ -57,12 +71,14 @@ def profile(env_id):
         "logged": make_training(hardly_evaluated, env, log=lambda metrics: None)[0],
         "stepping": lambda: steps * ITERATIONS / scan(),
         "sampling": lambda: seconds(sample, buffer, jax.random.key(1)) * ITERATIONS,
+        "Adam": make_adam(runner.params, updates),
         "products": make_products(args.width),
         "large products": make_products(2048),
     }
     turns = [{name: function() for name, function in timed.items()} for _ in range(REPEATS + 1)][1:]
     took = {name: statistics.median(turn[name] for turn in turns) for name in timed}
     learning = took["training"] - took["hardly updated"] - took["sampling"]
+    num_updates = (updates - 1) * ITERATIONS  # one of an iteration's remains in what is hardly updated
     epoch = crl_jax.make_schedule(args).iterations_per_epoch
     parts = {
         "stepping": took["stepping"] / ITERATIONS,
@@ -74,7 +90,10 @@ def profile(env_id):
     }
     figures = {
         "stepping in training / bare": took["stepping"] / took["hardly updated"],
-        "updates a second while updating": (updates - 1) * ITERATIONS / learning,
+        "updates a second while updating": num_updates / learning,
+        "ms an update": 1000 * learning / num_updates,
+        "ms of its products at their bare rate": 1000 * (flops - other_flops) / num_updates / took["products"],
+        "ms of its Adam alone": 1000 * took["Adam"] / updates,
         "GFLOP/s of updates": (flops - other_flops) / learning / 1e9,
         f"GFLOP/s of {args.width}³ products": took["products"] / 1e9,
         "GFLOP/s of 2048³ products": took["large products"] / 1e9,
