@@ -63,6 +63,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     contrastive_loss: str = "sym_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
+    noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
@@ -141,6 +142,16 @@ def sample_action(actor_out, noise):
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
     return jnp.tanh(u), log_prob.sum(-1)
+
+
+def correlate(noise, correlation):
+    """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
+
+    def step(before, fresh):
+        now = correlation * before + math.sqrt(1 - correlation**2) * fresh
+        return now, now
+
+    return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
@@ -334,6 +345,7 @@ def make_schedule(args):
     check(args.batch_size > 1, "batch_size", "at least 2, or there are no negatives")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.random_goals <= 1, "random_goals", "must lie between 0 and 1")
+    check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)
@@ -455,7 +467,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         key, noise_key = jax.random.split(runner.key)
         shape = (args.unroll_length, args.num_envs, env.action_size)
-        noise = jax.random.normal(noise_key, shape)
+        noise = correlate(jax.random.normal(noise_key, shape), args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key)

@@ -140,15 +140,14 @@ def sample_action(actor_out, noise):
     return jnp.tanh(u), log_prob.sum(-1)
 
 
-def correlated_noise(key, shape, correlation):
-    """Standard normal noise, (time, ...), each step's correlated with that of the step before: an AR(1) process."""
+def correlate(noise, correlation):
+    """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
 
-    def step(noise, fresh):
-        noise = correlation * noise + math.sqrt(1 - correlation**2) * fresh
-        return noise, noise
+    def step(before, fresh):
+        now = correlation * before + math.sqrt(1 - correlation**2) * fresh
+        return now, now
 
-    fresh = jax.random.normal(key, (shape[0] + 1, *shape[1:]))
-    return jax.lax.scan(step, fresh[0], fresh[1:])[1]
+    return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
@@ -425,7 +424,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         key, noise_key = jax.random.split(runner.key)
         shape = (args.unroll_length, args.num_envs, env.action_size)
-        noise = correlated_noise(noise_key, shape, args.noise_correlation)
+        noise = correlate(jax.random.normal(noise_key, shape), args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key)

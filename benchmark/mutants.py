@@ -35,7 +35,7 @@ CORE = {
         "evaluate": "test_endings.py -k evaluation",
     },
     "sac_her_jax": {
-        "correlated_noise": "test_sac_her.py -k correlated_noise",
+        "correlate": "test_sac_her.py -k correlated_noise",
         "sample_transitions": "test_sac_her.py -k 'share or goals or a_goal'",
         "sac_loss": "test_sac_her.py -k test_losses",
         "unroll iterate": "test_endings.py test_sac_her.py -k 'remembers or same_seed'",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import envs
-from sac_her_jax import Args, correlated_noise
+from sac_her_jax import Args, correlate
 
 EPISODES = 512
 
@@ -30,7 +30,7 @@ def share_of_moved(env, correlation, length):
         start = jax.vmap(env.reset)(jax.random.split(reset_key, EPISODES))
         shape = Args.unroll_length, EPISODES, env.action_size  # with each unroll the noise starts afresh
         keys = jax.random.split(noise_key, math.ceil(length / Args.unroll_length))
-        noise = jax.vmap(correlated_noise, in_axes=(0, None, None))(keys, shape, correlation)
+        noise = jax.vmap(lambda key: correlate(jax.random.normal(key, shape), correlation))(keys)
         noise = noise.reshape(-1, *shape[1:])[:length]
         end, _ = jax.lax.scan(lambda state, u: (jax.vmap(env.step)(state, jnp.tanh(u)), None), start, noise)
         return jnp.linalg.norm(object_of(end) - object_of(start), axis=1) > 0.01

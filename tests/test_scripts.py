@@ -76,7 +76,7 @@ CHANGES = {  # another value for every flag, but for those that only `main` read
         logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
         anneal_lr=True,
     ),
-    "sac_her_jax": dict(dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1, noise_correlation=0.5),
+    "sac_her_jax": dict(dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1),
     "ppo_jax": dict(
         dense_reward=True, gae_lambda=0.5, update_epochs=3, num_minibatches=4, clip_eps=0.3, entropy_coef=0.1,
         normalize_advantage=False, normalize_observations=False, learning_rate=1e-2, max_grad_norm=1.0,
@@ -89,7 +89,7 @@ CHANGES_OF_ALL = dict(
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, target_entropy=-2.0, actor_lr=1e-2,
-    critic_lr=1e-2, alpha_lr=1e-2,
+    critic_lr=1e-2, alpha_lr=1e-2, noise_correlation=0.5,
 )  # fmt: skip
 
 
@@ -138,16 +138,13 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
     shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "act", "evaluate", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
         shared += ["sample_action", "Buffer", "buffer_init", "buffer_add", "unroll", "epoch", "split_obs"]
-        shared += ["actor_output"]
+        shared += ["actor_output", "correlate"]
     for name in shared:
-        # CRL never looks at a reward, and SAC's transitions have other fields; its noise can be correlated.
+        # CRL never looks at a reward, and SAC's transitions have other fields.
         texts = {part(module, name).replace(", args.dense_reward", "") for module in (one, other)}
         if name == "unroll":
             texts = {
-                (text[: text.index("        def step")] + text[text.index("        key, noise_key") :]).replace(
-                    "correlated_noise(noise_key, shape, args.noise_correlation)", "jax.random.normal(noise_key, shape)"
-                )
-                for text in texts
+                text[: text.index("        def step")] + text[text.index("        key, noise_key") :] for text in texts
             }
         assert len(texts) == 1, name
 
