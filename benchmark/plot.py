@@ -1,11 +1,11 @@
 """Draws learning curves from the files that `seeds.py --csv` wrote, and prints their table.
 
-    python benchmark/plot.py benchmark/results/*.csv --near reacher --picture docs/results.png
+    python benchmark/plot.py benchmark/results/*.csv --near reacher arm_reach --picture docs/results.png
 
 A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
 intervals (percentile); of three seeds or fewer, means and each seed's own line, faint. Each task has two panels, one
 above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis. They
-show the success rate; on the tasks named by `--near`, where any policy meets the goal at times, the time near the goal.
+show the success rate, but on the tasks named by `--near`, where any policy meets the goal at times, the time near the goal.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main():
         ax.grid(alpha=0.3)
         ax.set_visible(bool(ax.lines))
     for ax in axes[:, 0]:
-        ax.set_ylabel("success rate, unless the title says otherwise" if args.near else "success rate")
+        ax.set_ylabel("success rate")
     lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label() in methods}
     figure.legend([lines[method] for method in methods], methods, loc="outside lower center", ncols=len(methods))
     figure.savefig(args.picture, dpi=110)

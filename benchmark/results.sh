@@ -44,4 +44,4 @@ run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher --her-ratio 0 --eval-noise 
 [ -e benchmark/results/reacher__jaxgcrl.csv ] ||
     taskset -c "${CORE:-0}" .venv/bin/python benchmark/peer.py learning --csv benchmark/results/reacher__jaxgcrl.csv
 peer ant "1" --num-evals 8 --total-timesteps 2400000
-.venv/bin/python benchmark/plot.py benchmark/results/*.csv --near reacher --picture docs/results.png
+.venv/bin/python benchmark/plot.py benchmark/results/*.csv --near reacher arm_reach --picture docs/results.png
