@@ -5,7 +5,7 @@
 A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
 intervals (percentile); of three seeds or fewer, means and each seed's own line, faint. Each task has two panels, one
 above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis. They
-show the success rate, but on the tasks named by `--near`, where any policy meets the goal at times, the time near the goal.
+show the success rate, but on the tasks named by `--near`, where any policy meets the goal at times, time near goal.
 """
 
 import argparse
