@@ -1,12 +1,13 @@
 """This project and its peer, jaxgcrl 0.2.8, in turns at the same settings on the same machine.
 
     python benchmark/peer.py crl --env-id reacher    # or sac, ppo
-    python benchmark/peer.py learning                # CRL, each with its own default flags: seconds until it has learnt
+    python benchmark/peer.py learning                # CRL: seconds until it has learnt
 
 Settings: `equal_settings.py`; the peer has an environment of its own, .venv-peer, made here if it is missing. Speed is
 the median over the epochs after the first, which compiles; the first metric comes at the end of that one.
 
-Learning takes a seed a turn, and counts from the start of the process. Ours runs twice, with an empty compilation cache
+Learning takes a seed a turn, with the default flags of each, but 64 environments, fewer evaluations and fewer steps for
+the peer, and counts from the start of the process. Ours runs twice, with an empty compilation cache
 and with what the first run left in it; the peer has none. Of the peer the evaluation before is named too, the last at
 which it had not learnt yet: its evaluations lie far apart.
 """
@@ -39,20 +40,20 @@ def set_up():
 def run(command):
     """Environment steps a second, seconds from the start to the first metric, largest memory in MB."""
     environment = os.environ | {"WANDB_MODE": "disabled"}
-    _, lines, _, memory = seeds.watch(command, env=environment, stderr=subprocess.DEVNULL)
+    _, lines, memory = seeds.watch(command, env=environment, stderr=subprocess.DEVNULL)
     epochs = [(at, float(line.split()[0])) for at, line in lines if line.endswith("environment steps a second\n")]
     if len(epochs) < 2:
         sys.exit(f"{command} failed")
     return statistics.median(speed for _, speed in epochs[1:]), epochs[0][0], memory
 
 
-def learning(env_id, turns, csv):
+def learning(env_id, turns):
     """Prints a table with a row for each run, and the ratios of the seconds until time near goal 0.7."""
     print("| seed | run | success rate ≥ 0.95, s | time near goal ≥ 0.7, s | evaluation before, s |\n|" + " --- |" * 5)
     flags = ["--env-id", env_id]
     peers_flags = [*flags, "--num-evals", "7", "--total-timesteps", "600000"]
     peer, ours = [PYTHON, "benchmark/peer_curve.py", *peers_flags], [sys.executable, "crl_jax.py", *flags]
-    rows_of, ratios = {}, []
+    ratios = []
     for seed in range(1, turns + 1):
         with tempfile.TemporaryDirectory() as cache:
             own = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
@@ -69,26 +70,22 @@ def learning(env_id, turns, csv):
                 f"| {seed} | {name} | {seeds.first(rows, 2, 0.95):.0f} | {near[name]:.0f} | {before:.0f} |", flush=True
             )
         ratios.append([near["jaxgcrl"] / near["this, cold"], near["jaxgcrl"] / near["this, warm"]])
-        if csv:
-            rows_of[seed] = runs["jaxgcrl"]
-            seeds.save(csv, " ".join(peer[1:]), rows_of)
     for name, column in zip(("cold", "warm"), zip(*ratios, strict=True), strict=True):
         print(f"\n{name}: median {statistics.median(column):.1f}, {min(column):.1f} to {max(column):.1f} times as soon")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algorithm", choices=("crl", "sac", "ppo", "learning"))
+    parser.add_argument("what", choices=("crl", "sac", "ppo", "learning"))
     parser.add_argument("--env-id", default="reacher")
-    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--num-envs", type=int, default=64, help="of both, where settings are equal")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--csv", type=Path, help="with learning: file for the peer's evaluations, as of seeds.py")
     args = parser.parse_args()
     if not PYTHON.exists():
         set_up()
-    if args.algorithm == "learning":
-        return learning(args.env_id, args.turns, args.csv)
-    flags = [args.algorithm, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]
+    if args.what == "learning":
+        return learning(args.env_id, args.turns)
+    flags = [args.what, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]
     ours = [sys.executable, ROOT / "benchmark" / "equal_settings.py", *flags]
     peer = [PYTHON, ROOT / "benchmark" / "peer_speed.py", *flags]
     print("| turn | steps/s | peer's | ratio | first metric, s | peer's | peak memory, MB | peer's |\n|" + " --- |" * 8)

@@ -88,9 +88,10 @@ def main():
             cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.1f}", f"{table['mb'].max():,.0f}", f"`{command}`"]
             print(f"| {' | '.join(cells)} |")
     for task, (upper, lower) in panels.items():
-        near = task in args.near
-        upper.set(title=f"{task}: time near goal" if near else task, xlabel="million environment steps")
+        upper.set(title=task, xlabel="million environment steps")
         lower.set(xlabel=f"{task}: minutes", xscale="log")
+        for ax in (upper, lower):
+            ax.set_ylabel("time near goal" if task in args.near else "success rate")
         lower.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         lower.xaxis.set_major_formatter("{x:g}")
         lower.xaxis.set_minor_formatter("")
@@ -98,8 +99,6 @@ def main():
         ax.set_ylim(-0.02, 1.02)
         ax.grid(alpha=0.3)
         ax.set_visible(bool(ax.lines))
-    for ax in axes[:, 0]:
-        ax.set_ylabel("success rate")
     lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label() in methods}
     figure.legend([lines[method] for method in methods], methods, loc="outside lower center", ncols=len(methods))
     figure.savefig(args.picture, dpi=110)

@@ -3,9 +3,9 @@
     python benchmark/seeds.py crl_jax.py
     python benchmark/seeds.py ppo_jax.py -- --dense-reward --total-timesteps 2000000
 
-Seconds are counted from the start of the process, compiling included. The first run starts with an empty compilation
-cache, the others find what it left. The runs stay in `runs/`. `--csv FILE` keeps all evaluations, for `plot.py`; seeds
-that FILE has already are not run again.
+Seconds are counted from the start of the process, compiling included. The first run of each call starts with an empty
+compilation cache, the others find what it left. The runs stay in `runs/`. `--csv FILE` keeps all evaluations, for
+`plot.py`; seeds that FILE has already are not run again.
 """
 
 import argparse
@@ -29,18 +29,18 @@ COLUMNS = ("command", "seed", "steps", "seconds", "success_rate", "time_near_goa
 
 def watch(command, **options):
     """Runs a command, with options for `Popen`. Returns its exit code, its output as pairs (seconds since the start,
-    line), the seconds that it took, and the largest memory in MB."""
+    line), and the largest memory in MB."""
     start = time.time()
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, **options)
     lines = [(time.time() - start, line) for line in process.stdout]
     _, process.returncode, usage = os.wait4(process.pid, 0)
-    return process.returncode, lines, time.time() - start, usage.ru_maxrss / 1000
+    return process.returncode, lines, usage.ru_maxrss / 1000
 
 
 def run(command, environment):
     """A row for each evaluation: steps, seconds since the start of the process, success rate, time near goal, final
     distance, and the largest memory of the whole run in MB."""
-    code, lines, _, memory = watch(command, cwd=ROOT, env=environment)
+    code, lines, memory = watch(command, cwd=ROOT, env=environment)
     if code:
         sys.exit(f"{command} failed")
     rows = []

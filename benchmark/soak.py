@@ -29,7 +29,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 def start(*flags, cwd):
     command = [sys.executable, ROOT / "crl_jax.py", *flags]
-    return subprocess.Popen(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also under nohup
+    )
 
 
 def end(process, number):
@@ -130,7 +137,6 @@ def main():
     parser.add_argument("--epochs", type=int, default=0)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; the runs must not
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
     if args.epochs:
         epochs(args.epochs)
     if args.kills:

@@ -1,4 +1,4 @@
-"""Where the seconds and the memory of a start go: CRL with default flags, from the first import to an evaluation.
+"""Where the seconds and the memory of a start go: CRL with default flags, from its first import to an evaluation.
 
 python benchmark/startup.py --num-envs 64
 
@@ -24,8 +24,9 @@ def start(num_envs):
 
     def done(part):
         nonlocal last
-        now, last = time.time() - last, time.time()
-        print(part, f"{now:.1f}", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000, sep="\t")
+        before, last = last, time.time()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+        print(part, f"{last - before:.1f}", memory, sep=" | ")
 
     sys.path.insert(0, str(ROOT))
     import jax
@@ -36,13 +37,16 @@ def start(num_envs):
     args = crl_jax.Args(num_envs=num_envs)
     init, train = crl_jax.make_train(args)
     key = jax.random.key(args.seed)
-    shapes = jax.eval_shape(init, key)
-    done("make the environment, trace")
-    init = jax.jit(init).lower(key).compile()
+    done("make the environment")
+    init = jax.jit(init).lower(key)
+    done("trace `init`")
+    init = init.compile()
     done("compile `init`, or read it from the cache")
     runner = jax.block_until_ready(init(key))
     done("run `init`")
-    train = jax.jit(train, static_argnums=1, donate_argnums=0).lower(shapes, 1).compile()
+    train = jax.jit(train, static_argnums=1, donate_argnums=0).lower(runner, 1)
+    done("trace `train`")
+    train = train.compile()
     done("compile `train`, or read it from the cache")
     jax.block_until_ready(train(runner))
     done("run the first epoch")
@@ -50,7 +54,7 @@ def start(num_envs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--num-envs", type=int, default=256)
     parser.add_argument("--one", action="store_true", help="one start, here and now")
     args = parser.parse_args()
     if args.one:
@@ -61,7 +65,7 @@ def main():
         cold, warm = (subprocess.run(command, check=True, **options).stdout.splitlines() for _ in range(2))
     print("| | cold, s | MB | warm, s | MB |\n|" + " --- |" * 5)
     for one, other in zip(cold, warm, strict=True):
-        print(f"| {' | '.join([*one.split(chr(9)), *other.split(chr(9))[1:]])} |")
+        print(f"| {one} | {other.split(' | ', 1)[1]} |")
 
 
 if __name__ == "__main__":

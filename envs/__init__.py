@@ -106,11 +106,12 @@ def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
         for name, (task, _) in _TASKS.items()
         if (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
     ]
-    other = None if env_id in _TASKS and env_id not in fitting else make(env_id, env.backend, env.dense_reward)
-    if other is None or other.action_size != env.action_size:
-        advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
-        raise ValueError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")
-    return other
+    if env_id not in _TASKS or env_id in fitting:  # `make` says what is wrong with an unknown id
+        other = make(env_id, env.backend, env.dense_reward)
+        if other.action_size == env.action_size:
+            return other
+    advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
+    raise ValueError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")
 
 
 def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> BatchedEnv:

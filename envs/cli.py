@@ -39,7 +39,7 @@ class RunArgs:
 
     def __post_init__(self):
         """Raises ValueError for what is no number, and for one that is too small: negative where the default is not, or
-        0 for an integer whose default is positive."""
+        0 for a count. (A seed is none.)"""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):

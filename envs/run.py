@@ -148,9 +148,9 @@ class Run:
             _check_memory(self.args, shapes)
             runner = self._restore(shapes) if self.args.resume else None
             self._open(shapes)
-        for number in _SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                signal.signal(number, self._on_signal)
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        for number in heard:
+            signal.signal(number, self._on_signal)
         # In a thread of its own, so that signals are heard while XLA compiles or computes.
         future = ThreadPoolExecutor().submit(self._train, init, train, act, key, runner)
         problem, code = "", 0
@@ -163,7 +163,7 @@ class Run:
                 traceback.print_exc()
             problem, code = f"error: {self._problem or error}", 1
         if problem:
-            for number in _SIGNALS:
+            for number in heard:
                 signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
             with self._saving:
                 for writer in self._writers:
@@ -203,7 +203,7 @@ class Run:
     def _restore(self, shapes):
         self.directory = Path(self.args.resume)
         folder, whole = self.directory / "checkpoints", self.directory.resolve().parent
-        if not folder.is_dir() and (whole / "checkpoints").is_dir():
+        if not folder.is_dir() and (whole / "args.json").is_file():
             raise ValueError(f"{self.directory} is one seed of a run: go on with all, --resume {whole}")
         path, info = checkpoint.newest(folder)
         flags = flags_of(self.args)  # as read from args.json
