@@ -67,9 +67,11 @@ def main():
     parser.add_argument("algorithm", choices=SETTINGS)
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--backend", help="physics; by default the one that the task has on this machine")
     given = parser.parse_args()
     iterations = SETTINGS[given.algorithm][2]
     module, args = make_args(given.algorithm, given.env_id, given.num_envs, iterations, EPOCHS)
+    args = dataclasses.replace(args, backend=given.backend)
     ends, steps = [], iterations * module.make_schedule(args).steps_per_iteration
 
     def log(metrics):

@@ -79,6 +79,7 @@ def main():
     parser.add_argument("what", choices=("crl", "sac", "ppo", "learning"))
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64, help="of both, where settings are equal")
+    parser.add_argument("--backend", help="our physics; by default the one that the task has on this machine")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     if not PYTHON.exists():
@@ -87,6 +88,7 @@ def main():
         return learning(args.env_id, args.turns)
     flags = [args.what, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]
     ours = [sys.executable, ROOT / "benchmark" / "equal_settings.py", *flags]
+    ours += ["--backend", args.backend] if args.backend else []
     peer = [PYTHON, ROOT / "benchmark" / "peer_speed.py", *flags]
     print("| turn | steps/s | peer's | ratio | first metric, s | peer's | peak memory, MB | peer's |\n|" + " --- |" * 8)
     ratios = []
