@@ -19,17 +19,14 @@ peer() {  # task, seeds, flags
 brief="--num-evals 10 --num-eval-envs 64"
 long="--num-eval-envs 64 --checkpoint-every 4"
 hard="--random-goals 0.5 --target-entropy -1 --anneal-lr"
-pusher="--noise-correlation 0.95 --episode-length 200 --gamma 0.98 --layer-norm --target-entropy 0 --total-timesteps 4000000"
+pusher="--noise-correlation 0.95 --episode-length 200 --gamma 0.98 --layer-norm --target-entropy 0 --total-timesteps"
 run reacher crl "1 2 3 4 5" crl_jax.py
 run reacher sac_her "1 2 3 4 5" sac_her_jax.py --total-timesteps 400000
 run reacher ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000
 run reacher ppo_sparse "1 2 3 4 5" ppo_jax.py --total-timesteps 2000000
 run reacher sac "1 2 3 4 5" sac_her_jax.py --her-ratio 0 --total-timesteps 400000
 run arm_reach crl "1 2 3 4 5" crl_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
-run arm_reach sac_her "1 2 3" sac_her_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
-run arm_reach ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 1000000 --num-evals 10 --num-eval-envs 32
 run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
-run cheetah sac_her "1 2 3" sac_her_jax.py --num-envs 64 --total-timesteps 1000000 $brief
 run cheetah ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 $brief
 run simple_u_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 $brief
@@ -38,9 +35,10 @@ run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --random-goals 0.5 --ga
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant_u_maze crl "1" crl_jax.py $hard --total-timesteps 7000000 $long
 run arm_push_easy crl "1" crl_jax.py $hard --total-timesteps 4000000 $long
-run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher
-run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher --eval-noise 0
-run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher --her-ratio 0 --eval-noise 0
+run pusher_easy crl "1" crl_jax.py --random-goals 0.5 $pusher 8000000
+run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher 4000000
+run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher 4000000 --eval-noise 0
+run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher 4000000 --her-ratio 0 --eval-noise 0
 peer reacher "1 2 3" --num-evals 7 --total-timesteps 600000
 peer ant "1" --num-evals 8 --total-timesteps 2400000
 .venv/bin/python benchmark/plot.py benchmark/results/*.csv --near reacher arm_reach --picture docs/results.png
