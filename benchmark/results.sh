@@ -26,12 +26,12 @@ run reacher ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 20
 run reacher ppo_sparse "1 2 3 4 5" ppo_jax.py --total-timesteps 2000000
 run reacher sac "1 2 3 4 5" sac_her_jax.py --her-ratio 0 --total-timesteps 400000
 run arm_reach crl "1 2 3 4 5" crl_jax.py --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
-run cheetah crl "1 2 3" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
-run cheetah ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
+run cheetah crl "1 2 3 4 5" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
+run cheetah ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 $brief
 run simple_u_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 $brief
-run simple_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
-run simple_big_maze crl "1 2 3" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 $brief
+run simple_u_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
+run simple_big_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 $brief
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant_u_maze crl "1" crl_jax.py $hard --total-timesteps 7000000 $long
 run arm_push_easy crl "1" crl_jax.py $hard --total-timesteps 4000000 $long
