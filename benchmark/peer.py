@@ -7,9 +7,9 @@ Settings: `equal_settings.py`; the peer has an environment of its own, .venv-pee
 the median over the epochs after the first, which compiles; the first metric comes at the end of that one.
 
 Learning takes a seed a turn, with the default flags of each, but 64 environments, fewer evaluations and fewer steps for
-the peer, and counts from the start of the process. Ours runs twice, with an empty compilation cache
-and with what the first run left in it; the peer has none. Of the peer the evaluation before is named too, the last at
-which it had not learnt yet: its evaluations lie far apart.
+the peer, and counts from the start of the process. Ours runs twice, with an empty compilation cache and with what the
+first run left in it; the peer has none. The evaluation before is named too, the last at which it had not learnt yet:
+the peer's lie far apart.
 """
 
 import argparse
