@@ -2,7 +2,8 @@
 
     python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
 
-Every energy with every contrastive loss, and the default with other networks, batches, numbers of updates and so on.
+Every energy with every contrastive loss, and what the flags behind -- say with other networks, batches, numbers of
+updates and so on. `--alone energy batch_size` tries these choices only, one at a time, where a training takes long.
 Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
 greatest seed. `--csv FILE` adds each training to FILE when it ends; those that FILE has already are not run again.
 """
@@ -21,12 +22,12 @@ from seeds import split_flags
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import crl_jax
 
-DEFAULT = crl_jax.Args()
 RESIDUAL = {"residual": True, "layer_norm": True, "activation": "swish"}
 VARIANTS = (
     *({"energy": e, "contrastive_loss": c} for e in crl_jax.ENERGIES for c in crl_jax.CONTRASTIVE_LOSSES),
     {"activation": "swish"},
     {"layer_norm": True},
+    {"layer_norm": False},
     {"width": 64},
     {"width": 512},
     {"depth": 4},
@@ -44,11 +45,21 @@ VARIANTS = (
 TITLES = ("flags", "variant", "seed", "success_rate", "time_near_goal", "seconds")
 
 
-def flags_of(variant):
-    """The variant as flags; those that are the default's are left out."""
-    changed = {flag: value for flag, value in variant.items() if value != getattr(DEFAULT, flag)}
-    words = (f"--{flag.replace('_', '-')}" + ("" if value is True else f" {value}") for flag, value in changed.items())
+def flags_of(changes):
+    """Changes, a dict, as flags."""
+    words = []
+    for flag, value in changes.items():
+        name = flag.replace("_", "-")
+        words += [f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"]
     return " ".join(words) or "default"
+
+
+def changes_of(base, alone):
+    """What each variant changes of `base`, a dict of flags, by its name; with `alone` one of these flags at most."""
+    changes = [{flag: value for flag, value in variant.items() if value != base[flag]} for variant in VARIANTS]
+    if alone:
+        changes = [each for each in changes if len(each) < 2 and set(each) <= set(alone)]
+    return {flags_of(each): each for each in changes}
 
 
 def train(args, seeds):
@@ -75,6 +86,7 @@ def main():
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--alone", nargs="+", metavar="FLAG", help="try only these choices, one at a time")
     parser.epilog = "What follows -- are flags for crl_jax.py."
     given = parser.parse_args(own)
     flags += ["--env-id", given.env_id]
@@ -85,11 +97,10 @@ def main():
     with given.csv.open() as file:
         known = [row for row in csv.DictReader(file) if row["flags"] == flags and int(row["seed"]) in given.seeds]
     print("| | success rate | time near goal | seconds |\n| --- | --- | --- | --- |")
-    for variant in VARIANTS:
-        name = flags_of(variant)
+    for name, changes in changes_of(base, given.alone).items():
         rows = [row for row in known if row["variant"] == name]
         missing = [seed for seed in given.seeds if str(seed) not in {row["seed"] for row in rows}]
-        for seed, success, near, seconds in train(crl_jax.Args(**base | variant), missing) if missing else ():
+        for seed, success, near, seconds in train(crl_jax.Args(**base | changes), missing) if missing else ():
             row = flags, name, seed, f"{success:.4f}", f"{near:.4f}", f"{seconds:.1f}"
             append(given.csv, row)
             rows.append(dict(zip(TITLES, row, strict=True)))

@@ -6,7 +6,7 @@
 Settings: `equal_settings.py`; the peer has an environment of its own, .venv-peer, made here if it is missing. Speed is
 the median over the epochs after the first, which compiles; the first metric comes at the end of that one.
 
-Learning takes a seed a turn, with the default flags of each, but 64 environments, fewer evaluations and fewer steps for
+Learning takes a seed a turn, with the default flags of each, but `--num-envs`, fewer evaluations and fewer steps for
 the peer, and counts from the start of the process. Ours runs twice, with an empty compilation cache and with what the
 first run left in it; the peer has none. The evaluation before is named too, the last at which it had not learnt yet:
 the peer's lie far apart.
@@ -47,12 +47,12 @@ def run(command):
     return statistics.median(speed for _, speed in epochs[1:]), epochs[0][0], memory
 
 
-def learning(env_id, turns):
+def learning(env_id, num_envs, backend, turns):
     """Prints a table with a row for each run, and the ratios of the seconds until time near goal 0.7."""
     print("| seed | run | success rate ≥ 0.95, s | time near goal ≥ 0.7, s | evaluation before, s |\n|" + " --- |" * 5)
-    flags = ["--env-id", env_id]
-    peers_flags = [*flags, "--num-evals", "7", "--total-timesteps", "600000"]
-    peer, ours = [PYTHON, "benchmark/peer_curve.py", *peers_flags], [sys.executable, "crl_jax.py", *flags]
+    ours = [sys.executable, "crl_jax.py", "--env-id", env_id, *backend]
+    peer = [PYTHON, "benchmark/peer_curve.py", "--env-id", env_id, "--num-envs", num_envs]
+    peer += ["--num-evals", "7", "--total-timesteps", "600000"]
     ratios = []
     for seed in range(1, turns + 1):
         with tempfile.TemporaryDirectory() as cache:
@@ -78,17 +78,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("crl", "sac", "ppo", "learning"))
     parser.add_argument("--env-id", default="reacher")
-    parser.add_argument("--num-envs", type=int, default=64, help="of both, where settings are equal")
+    parser.add_argument("--num-envs", type=int, default=64, help="of both, for `learning` the peer's alone")
     parser.add_argument("--backend", help="our physics; by default the one that the task has on this machine")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
+    backend = ["--backend", args.backend] if args.backend else []
     if not PYTHON.exists():
         set_up()
     if args.what == "learning":
-        return learning(args.env_id, args.turns)
+        return learning(args.env_id, str(args.num_envs), backend, args.turns)
     flags = [args.what, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]
-    ours = [sys.executable, ROOT / "benchmark" / "equal_settings.py", *flags]
-    ours += ["--backend", args.backend] if args.backend else []
+    ours = [sys.executable, ROOT / "benchmark" / "equal_settings.py", *flags, *backend]
     peer = [PYTHON, ROOT / "benchmark" / "peer_speed.py", *flags]
     print("| turn | steps/s | peer's | ratio | first metric, s | peer's | peak memory, MB | peer's |\n|" + " --- |" * 8)
     ratios = []

@@ -361,7 +361,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: writing the checkpoint of epoch 2 failed: "), result.stderr
+    # Threads of tensorstore still complain when the process ends, at times in the middle of the last line.
+    assert "error: writing the checkpoint of epoch 2 failed: " in result.stderr
     assert learning_curves(only_run(tmp_path))["losses/critic"]
 
 
