@@ -174,7 +174,7 @@ class Run:
                 sys.stderr.flush()
                 stderr = os.dup(2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whatever threads of libraries still have to complain of
-                os.write(stderr, f"{problem}; {rest}\n".encode())
+                os.write(stderr, f"\n{problem}; {rest}\n".encode())  # what they or ^C began to write ends first
                 os._exit(code)  # the thread may compute on for hours
 
     def _on_signal(self, number, frame):
