@@ -41,7 +41,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
-    backend: str | None = None  # physics; None: native MuJoCo on a CPU (ants: spring), the benchmark's elsewhere
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
 
     # budget
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -349,7 +349,7 @@ def make_schedule(args):
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)
-    check(args.buffer_size >= need, "buffer_size", f"must hold the learning starts and an unroll, at least {need}")
+    check(args.buffer_size >= need, "buffer_size", f"at least {need}: the longer of learning starts and unroll")
     unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
     check(
         args.unroll_length % unit == 0,
@@ -373,14 +373,14 @@ def actor_output(networks, runner, obs):
 def act(networks, runner, obs, noise):
     """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
-    Standard normal noise samples the policy, as training does; 0 takes its mean.
+    Standard normal noise samples the policy, 0 takes its mean.
     """
     mean, log_std = action_distribution(actor_output(networks, runner, obs))
     return jnp.tanh(mean + jnp.exp(log_std) * noise)
 
 
 def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
-    """Episodes of `policy`, (observations, noise) -> actions. What follows an early termination does not count."""
+    """Episodes of `policy`, (observations, noise) -> actions. What follows an early end counts as not near the goal."""
 
     def step(carry, key):
         env_state, running, steps_near, episode_return, final_dist = carry
@@ -389,12 +389,13 @@ def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
         steps_near += running * env_state.metrics["success"]
         episode_return += running * env_state.reward
         final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-        return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
+        running *= (1 - env_state.done) * (1 - env_state.metrics["unstable"])
+        return (env_state, running, steps_near, episode_return, final_dist), None
 
     zeros = jnp.zeros(num_episodes)
     env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
     carry = (env_state, zeros + 1, zeros, zeros, zeros)
-    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)
+    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)  # one that split does not give
     (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, noise_keys)
     return {
         "eval/success_rate": jnp.mean(steps_near > 0),

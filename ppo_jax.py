@@ -10,8 +10,10 @@ not terminated) is bootstrapped as if it went on. The policy follows the advanta
 close to the old ones, the value its own target, and a bonus keeps the policy random:
 
     ρ = π(a | s, g) / π_old(a | s, g)
-    L(π) = -mean( min( ρ A, clip(ρ, 1 - ε, 1 + ε) A ) ) + β · mean( log π(a' | s, g) ),  a' ~ π(· | s, g)
+    L(π) = -mean( min( ρ Â, clip(ρ, 1 - ε, 1 + ε) Â ) ) + β · mean( log π(a' | s, g) ),  a' ~ π(· | s, g)
     L(V) = mean( (V(s, g) - (A + V_old(s, g)))² )
+
+Â is A, normalised to mean 0 and standard deviation 1 in each minibatch (--no-normalize-advantage: A itself).
 
 PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance, as it does on reacher;
 elsewhere --dense-reward shows it the way.
@@ -39,7 +41,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
-    backend: str | None = None  # physics; None: native MuJoCo on a CPU (ants: spring), the benchmark's elsewhere
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
 
     # budget
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -303,14 +305,14 @@ def actor_output(networks, runner, obs):
 def act(networks, runner, obs, noise):
     """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
-    Standard normal noise samples the policy, as training does; 0 takes its mean.
+    Standard normal noise samples the policy, 0 takes its mean.
     """
     mean, log_std = action_distribution(actor_output(networks, runner, obs))
     return jnp.tanh(mean + jnp.exp(log_std) * noise)
 
 
 def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
-    """Episodes of `policy`, (observations, noise) -> actions. What follows an early termination does not count."""
+    """Episodes of `policy`, (observations, noise) -> actions. What follows an early end counts as not near the goal."""
 
     def step(carry, key):
         env_state, running, steps_near, episode_return, final_dist = carry
@@ -319,12 +321,13 @@ def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
         steps_near += running * env_state.metrics["success"]
         episode_return += running * env_state.reward
         final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-        return (env_state, running * (1 - env_state.done), steps_near, episode_return, final_dist), None
+        running *= (1 - env_state.done) * (1 - env_state.metrics["unstable"])
+        return (env_state, running, steps_near, episode_return, final_dist), None
 
     zeros = jnp.zeros(num_episodes)
     env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
     carry = (env_state, zeros + 1, zeros, zeros, zeros)
-    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)
+    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)  # one that split does not give
     (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, noise_keys)
     return {
         "eval/success_rate": jnp.mean(steps_near > 0),
@@ -365,7 +368,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         return RunnerState(params, optimizer.init(params), statistics, env_state, jnp.int32(0), key, eval_key)
 
     def unroll(runner):
-        """Steps every environment `unroll_length` times with the stochastic policy; returns it, (time, env)."""
+        """Steps every environment `unroll_length` times with the stochastic policy, (time, num_envs, ...)."""
 
         def step(env_state, key):
             obs = env_state.obs

@@ -73,16 +73,21 @@ def _make_directory(args) -> Path:
     raise ValueError(f"--runs-dir {args.runs_dir}: all names like {name} are taken")
 
 
-def _check_memory(args, shapes: Any):
-    """Raises ValueError if the state of a training on this machine's CPU does not fit into its memory."""
+def _check_memory(args, schedule, shapes: Any):
+    """Raises ValueError if a training on this machine's CPU does not fit into its memory: its state, and the batches of
+    an iteration, which scripts with a buffer draw at once."""
     if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
         return
     need, there = _num_bytes(shapes), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    buffer = _num_bytes(shapes.buffer) if hasattr(shapes, "buffer") else 0
+    if buffer:
+        rows = schedule.updates_per_iteration * args.batch_size
+        need += rows * buffer // (args.buffer_size * args.num_envs)
     if need > 0.8 * there:
         flags, fix = f"--num-envs {args.num_envs}", ""
-        if hasattr(shapes, "buffer"):
-            buffer = _num_bytes(shapes.buffer)
+        if buffer:
             flags += f" --buffer-size {args.buffer_size}"
+            flags += f" --batch-size {args.batch_size} --env-steps-per-update {args.env_steps_per_update}"
             room = int(args.buffer_size * (0.8 * there - (need - buffer)) / buffer)
             room -= room % args.unroll_length  # as the buffer holds whole unrolls
             fix = f"; --buffer-size {room} would do" if room >= args.learning_starts else ""
@@ -145,7 +150,7 @@ class Run:
             init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, None))
         shapes = jax.eval_shape(init, key)
         with mistakes_in_one_line():
-            _check_memory(self.args, shapes)
+            _check_memory(self.args, self.schedule, shapes)
             runner = self._restore(shapes) if self.args.resume else None
             self._open(shapes)
         heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP

@@ -99,6 +99,19 @@ class Treadmill(Line):
         return {"x": physics["x"], "ended": jnp.bool_(self.ends)}
 
 
+class Broken(Treadmill):
+    """At its goal, with physics that answer with a NaN."""
+
+    def pipeline_step(self, physics, control):
+        return super().pipeline_step({"x": physics["x"] * jnp.nan}, control)
+
+
+@pytest.mark.parametrize("module", [crl_jax, sac_her_jax, ppo_jax])
+def test_evaluation_ends_where_physics_fails(module):
+    metrics = module.evaluate(Broken(ends=False), lambda obs, noise: noise, jax.random.key(0), 4, 10, 0.0)
+    np.testing.assert_allclose(metrics["eval/time_near_goal"], 0.1)  # the step that did not take place
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_value_of_what_follows_a_truncation_but_not_a_termination(ends):
     """A reward of 1 in each step is worth 1 + γ + γ² + … where only the length cuts episodes, and 1 where they end."""

@@ -443,7 +443,16 @@ def test_two_runs_of_one_name_have_a_directory_each(tmp_path):
         ("--seed x", "error: Error parsing --seed: invalid literal for int() with base 10: 'x'"),
         ("--gama 0.9", "error: Unrecognized options: --gama, 0.9 Perhaps you meant: --gamma FLOAT"),
         ("--runs-dir /dev/null", "error: [Errno 20] Not a directory: '/dev/null/reacher__crl_jax__1__"),
-        ("--buffer-size 100000000", "error: --num-envs 256 --buffer-size 100000000: the training needs 1.74e+03 GB"),
+        (
+            "--buffer-size 100000000",
+            "error: --num-envs 256 --buffer-size 100000000 --batch-size 256 --env-steps-per-update 16: "
+            "the training needs 1.74e+03 GB",
+        ),
+        (
+            "--batch-size 100000000",
+            "error: --num-envs 256 --buffer-size 10000 --batch-size 100000000 --env-steps-per-update 16: "
+            "the training needs 2.72e+03 GB",
+        ),
         ("--critic-lr nan", "error: --critic-lr nan: must be a number, at least 0 and less than 2**31"),
         ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals, actions or physics than the task"),
         (
