@@ -368,7 +368,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         return RunnerState(params, optimizer.init(params), statistics, env_state, jnp.int32(0), key, eval_key)
 
     def unroll(runner):
-        """Steps every environment `unroll_length` times with the stochastic policy, (time, num_envs, ...)."""
+        """Steps every environment `unroll_length` times with the stochastic policy; returns these `Transition`s too."""
 
         def step(env_state, key):
             obs = env_state.obs
