@@ -35,7 +35,7 @@ run simple_big_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --random-goals 0.5 
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant_u_maze crl "1" crl_jax.py $hard --total-timesteps 7000000 $long
 run arm_push_easy crl "1" crl_jax.py $hard --total-timesteps 4000000 $long
-run pusher_easy crl "1" crl_jax.py --random-goals 0.5 $pusher 8000000
+run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher 4000000
 run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher 4000000 --eval-noise 0
 run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher 4000000 --her-ratio 0 --eval-noise 0
