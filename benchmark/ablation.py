@@ -86,7 +86,8 @@ def main():
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--alone", nargs="+", metavar="FLAG", help="try only these choices, one at a time")
+    choices = sorted(set().union(*VARIANTS))
+    parser.add_argument("--alone", nargs="+", choices=choices, metavar="FLAG", help="only these choices, one at a time")
     parser.epilog = "What follows -- are flags for crl_jax.py."
     given = parser.parse_args(own)
     flags += ["--env-id", given.env_id]
