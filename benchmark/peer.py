@@ -54,7 +54,7 @@ def learning(env_id, num_envs, backend, turns):
     peer = [PYTHON, "benchmark/peer_curve.py", "--env-id", env_id, "--num-envs", num_envs]
     peer += ["--num-evals", "7", "--total-timesteps", "600000"]
     ratios = []
-    for seed in range(1, turns + 1):
+    for seed in turns:
         with tempfile.TemporaryDirectory() as cache:
             own = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
             runs = {
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64, help="of both, for `learning` the peer's alone")
     parser.add_argument("--backend", help="our physics; by default the one that the task has on this machine")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, nargs="+", default=[1, 2, 3], help="for `learning` they are the seeds")
     args = parser.parse_args()
     backend = ["--backend", args.backend] if args.backend else []
     if not PYTHON.exists():
@@ -92,7 +92,7 @@ def main():
     peer = [PYTHON, ROOT / "benchmark" / "peer_speed.py", *flags]
     print("| turn | steps/s | peer's | ratio | first metric, s | peer's | peak memory, MB | peer's |\n|" + " --- |" * 8)
     ratios = []
-    for turn in range(1, args.turns + 1):
+    for turn in args.turns:
         theirs, own = run(peer), run(ours)
         ratios.append(own[0] / theirs[0])
         cells = [turn, f"{own[0]:,.0f}", f"{theirs[0]:,.0f}", f"{ratios[-1]:.1f}"]
