@@ -1,11 +1,13 @@
-"""Draws learning curves from the files that `seeds.py --csv` wrote, and prints their table.
+"""Draws learning curves from the files that `seeds.py --csv` wrote, and prints two tables of how they end.
 
-    python benchmark/plot.py benchmark/results/*.csv --near reacher arm_reach --picture docs/results.png
+    python benchmark/plot.py benchmark/results/*.csv --near reacher arm_reach --picture docs/curves.png
 
 A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
 intervals (percentile); of three seeds or fewer, means and each seed's own line, faint. Each task has two panels, one
 above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis. They
-show the success rate, but on the tasks named by `--near`, where any policy meets the goal at times, time near goal.
+show the success rate, but on the tasks named by `--near`, where any policy meets the goal at times, time near goal. So
+does the first table, with a row for each task, and minutes and command of the first method; the second has one for each
+file.
 """
 
 import argparse
@@ -31,6 +33,17 @@ def interval(values):
         return values[..., 0], values[..., 0]
     ends = bootstrap((values,), iqm, axis=-1, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return ends.low, ends.high
+
+
+def summary(values):
+    """The inter-quartile mean of values, (seeds,), with its interval."""
+    low, high = interval(values)
+    return f"{iqm(values):.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
+
+
+def print_table(titles, rows):
+    print("|", " | ".join(titles), "|\n|" + " --- |" * len(titles))
+    print(*(f"| {' | '.join(cells)} |" for cells in rows), "", sep="\n")
 
 
 def load(path):
@@ -63,14 +76,14 @@ def main():
         2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False, layout="constrained"
     )
     panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
-    print("| task | method | seeds | success rate | time near goal | steps | minutes | MB | command |")
-    print("|" + " --- |" * 9)
+    ends, costs, rows = {}, {}, []
     for path in sorted(args.files):
         task, method = path.stem.split("__")
         command, table = load(path)
         shown = table["time_near_goal" if task in args.near else "success_rate"]
         low, high = interval(shown)
         middle = iqm(shown)
+        ends[task, method] = summary(shown[-1])
         for ax, x in zip(panels[task], (table["steps"][:, 0] / 1e6, table["seconds"].mean(1) / 60), strict=True):
             color = f"C{methods.index(method)}"
             ax.plot(x, middle, marker=".", label=method, color=color)
@@ -80,13 +93,18 @@ def main():
                 ax.plot(x, shown, color=color, alpha=0.3, linewidth=1)
         for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
             cells = [f"`{task}`", method, str(table["steps"].shape[1])]
-            for name in ("success_rate", "time_near_goal"):
-                low, high = interval(table[name][i])
-                spread = f" ({low:.2f} to {high:.2f})" if table[name].shape[1] > 1 else ""
-                cells.append(f"{iqm(table[name][i]):.2f}{spread}")
+            cells += [summary(table[name][i]) for name in ("success_rate", "time_near_goal")]
             minutes = table["seconds"][i].mean() / 60
             cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.1f}", f"{table['mb'].max():,.0f}", f"`{command}`"]
-            print(f"| {' | '.join(cells)} |")
+            rows.append(cells)
+        if method == methods[0]:
+            costs[task] = [cells[6], cells[8]]
+    print_table(
+        ["task", *methods, f"minutes of {methods[0]}", f"command of {methods[0]}"],
+        [[f"`{task}`", *(ends.get((task, m), "") for m in methods), *costs.get(task, ("", ""))] for task in tasks],
+    )
+    titles = ["task", "method", "seeds", "success rate", "time near goal", "steps", "minutes", "MB", "command"]
+    print_table(titles, rows)
     for task, (upper, lower) in panels.items():
         upper.set(title=task, xlabel="million environment steps")
         lower.set(xlabel=f"{task}: minutes", xscale="log")
