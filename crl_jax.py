@@ -350,6 +350,7 @@ def make_schedule(args):
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)
     check(args.buffer_size >= need, "buffer_size", f"at least {need}: the longer of learning starts and unroll")
+    check(args.buffer_size < 2**30, "buffer_size", "less than 2**30")
     unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
     check(
         args.unroll_length % unit == 0,

@@ -16,7 +16,7 @@ gc.disable()  # until all is imported: a Ctrl-C that falls into JAX's callback o
 with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that it lacks warp, which nothing here needs
     import brax.envs  # noqa: F401
 
-from envs.ant import Ant, AntBall, AntBallMaze, AntMaze, AntPush
+from envs.ant import Ant, AntBall, AntBallMaze, AntMaze, AntPush, AntRandomStart
 from envs.arm import ArmBinpick, ArmBinpickHand, ArmBinpickHard, ArmGrasp, ArmPush, ArmPushHard, ArmReach
 from envs.base import BACKENDS, GoalEnv
 from envs.cheetah import Cheetah
@@ -24,7 +24,7 @@ from envs.cli import RunArgs, mistakes_in_one_line, parse_args
 from envs.host_call import stream
 from envs.humanoid import Humanoid, HumanoidMaze
 from envs.point import PointMaze
-from envs.pusher import Pusher, Pusher2, PusherReacher
+from envs.pusher import Pusher, Pusher2, PusherHard, PusherReacher
 from envs.reacher import Reacher
 from envs.run import Run, report
 from envs.wrappers import BatchedEnv
@@ -42,11 +42,11 @@ _TASKS = {  # id: class, and its arguments
     "reacher": (Reacher, {}),
     "cheetah": (Cheetah, {}),
     "pusher_easy": (Pusher, {}),
-    "pusher_hard": (Pusher, {"hard": True}),
+    "pusher_hard": (PusherHard, {}),
     "pusher_reacher": (PusherReacher, {}),
     "pusher2": (Pusher2, {}),
     "ant": (Ant, {}),
-    "ant_random_start": (Ant, {"random_start": True}),
+    "ant_random_start": (AntRandomStart, {}),
     **{f"ant_{maze}": (AntMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
     "ant_ball": (AntBall, {}),
     "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u"}),

@@ -26,6 +26,8 @@ def main():
     args = parser.parse_args()
     if not (args.film or args.picture or args.gallery):
         parser.error("nothing to do: give --film, --picture or --gallery")
+    if args.steps < 1 or not 0 <= args.seed < 2**31:
+        parser.error("--steps must be at least 1, --seed at least 0 and less than 2**31")
     try:
         if args.gallery:
             gallery().save(args.gallery)

@@ -26,11 +26,7 @@ _INNER_LEGS = ("aux_1_geom", "aux_2_geom", "aux_3_geom", "aux_4_geom")
 
 
 class Ant(GoalEnv):
-    """State (29): the ant's `qpos` and `qvel`. Goal: xy of its torso, on a circle of 10 m around the origin.
-
-    Args:
-      random_start: start at a point of such a circle around the goal, instead of the origin.
-    """
+    """State (29): the ant's `qpos` and `qvel`. Goal: xy of its torso, on a circle of 10 m around the origin."""
 
     state_dim = _NQ + _NV
     goal_indices = (0, 1)
@@ -40,10 +36,7 @@ class Ant(GoalEnv):
     cpu_backend = "spring"  # on MuJoCo's physics random ants soon jump higher than is healthy
     solver_iterations = (1, 4)  # on mjx: of the solver, and of its line search
     touching: tuple[str, ...] = ()  # geoms that can touch more than the floor
-
-    def __init__(self, backend: str, dense_reward: bool = False, random_start: bool = False):
-        self.random_start = random_start
-        super().__init__(backend, dense_reward)
+    random_start = False
 
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("ant")
@@ -88,6 +81,12 @@ class Ant(GoalEnv):
 
     def terminated(self, physics: base.State) -> jax.Array:
         return (physics.q[2] < 0.2) | (physics.q[2] > 1.0)
+
+
+class AntRandomStart(Ant):
+    """Starts at a point of a circle of 10 m around the goal, instead of the origin."""
+
+    random_start = True
 
 
 class AntMaze(Ant):

@@ -363,7 +363,7 @@ class ArmBinpickHand(ArmBinpick):
             direction = [axis == "x", axis == "y", axis == "z"]
             joint = hand.add_joint(name=f"hand_{axis}", type=SLIDE, axis=direction, limited=True, range=limits)
             _add_servo(spec, joint, stiffness=1000, damping=100, force=87)
-        palm = hand.add_body(name="palm", quat=[0, -(2**-0.5), 2**-0.5, 0])  # it points downwards
+        palm = hand.add_body(name="palm", gravcomp=1, quat=[0, -(2**-0.5), 2**-0.5, 0])  # it points downwards
         shape = {"fromto": [0, -0.06, 0.035, 0, 0.06, 0.035], "size": [0.04, 0, 0], "mass": 0.871}
         _add_shape(palm, CAPSULE, _WHITE, name="hand", **shape)
         _add_fingers(spec, palm)

@@ -29,7 +29,8 @@ def _files(folder: Path) -> list[Path]:
 
 def finished(folder: Path) -> list[Path]:
     """All checkpoints in `folder`, the oldest first."""
-    return sorted(path for path in folder.glob("epoch_*") if path.suffix == "")
+    paths = [path for path in folder.glob("epoch_*") if path.suffix == ""]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("epoch_")))
 
 
 def _describe(state: Any) -> dict[str, str]:

@@ -52,6 +52,8 @@ class MujocoPipeline:
     """
 
     def __init__(self, model: mujoco.MjModel, n_frames: int):
+        if model.na:
+            raise ValueError("actuators with a state of their own (dyntype) are not supported")
         # Without this MuJoCo answers an unstable state with a silent reset to the model's initial one.
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -65,7 +67,8 @@ class MujocoPipeline:
         mujoco.mj_saveModel(model, None, contents)
         self._digest = hashlib.sha256(contents).hexdigest()[:16]
         num_links = model.nbody - 1
-        self._split = np.cumsum([model.nq, model.nv, 3 * num_links, 4 * num_links, 3 * num_links])
+        sizes = [model.nq, model.nv, 3 * num_links, 4 * num_links, 3 * num_links, 3 * num_links]
+        self._split, self._size = np.cumsum(sizes[:-1]), sum(sizes)
 
     def init(self, sys: base.System, q, qd, act=None, ctrl=None, debug=False) -> base.State:
         """The state at joint positions q (nq,) and velocities qd (nv,)."""
@@ -78,11 +81,10 @@ class MujocoPipeline:
         return self._rollout(state.q, state.qd, action, self._n_frames)
 
     def _rollout(self, q, qd, ctrl, n_frames) -> base.State:
-        size = self._model.nq + self._model.nv + self._model.nsensordata
         out = host_call(
             f"mujoco_{self._digest}_{n_frames}",
             lambda inputs: self._host_rollout(inputs, n_frames),
-            (size,),
+            (self._size,),
             jnp.concatenate([q, qd, ctrl]),
         )
         q, qd, pos, rot, vel, ang = jnp.split(out, self._split)
@@ -118,7 +120,8 @@ class MujocoPipeline:
                 chunk_size=max(1, len(inputs) // (4 * len(self._data))),  # MuJoCo's own choice is slower
             )
             final = states[:, -1]
-            result = np.concatenate([final[:, 1:], sensors[:, -1]], axis=1, dtype=np.float32, casting="same_kind")
+            own = sensors[:, -1, -13 * (model.nbody - 1) :]  # those of `add_body_sensors` lie behind a task's
+            result = np.concatenate([final[:, 1:], own], axis=1, dtype=np.float32, casting="same_kind")
             # A rollout that MuJoCo warned about stands still from there on: its clock gives it away.
             stopped = final[:, 0] < (n_frames - 0.5) * model.opt.timestep
         sound = np.abs(inputs).max(axis=1) < mujoco.mjMAXVAL

@@ -25,9 +25,6 @@ class Pusher(GoalEnv):
     """State (20): 7 joint angles, tip xyz, object xyz, 7 joint velocities. Goal: xyz of the object.
 
     Objects and goals slide first along y, then along x; their coordinates count from where the model has them.
-
-    Args:
-      hard: goals from a region around the object's instead of one beside it.
     """
 
     state_dim = 20
@@ -38,10 +35,7 @@ class Pusher(GoalEnv):
     view = (-90, -60)
     objects: tuple[str, ...] = ("object",)
     goals: tuple[str, ...] = ("goal",)
-
-    def __init__(self, backend: str, dense_reward: bool = False, hard: bool = False):
-        self.hard = hard
-        super().__init__(backend, dense_reward)
+    goal_low, goal_high = (-0.55, -0.2), (-0.25, 0.2)  # metres
 
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("pusher")
@@ -68,10 +62,7 @@ class Pusher(GoalEnv):
         """Coordinates (y, x) of object and goal, one after the other."""
         thing_key, goal_key = jax.random.split(key)
         thing = _uniform(thing_key, (-0.3, -0.2), (0.0, 0.2))
-        if self.hard:
-            goal = _uniform(goal_key, (-0.65, -0.55), (0.35, 0.45))
-        else:
-            goal = _uniform(goal_key, (-0.55, -0.2), (-0.25, 0.2))
+        goal = _uniform(goal_key, self.goal_low, self.goal_high)
         return jnp.concatenate([_scale_near(thing, goal), goal])
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
@@ -86,6 +77,12 @@ class Pusher(GoalEnv):
         to_goals = jnp.linalg.norm(jnp.stack(things) - goal.reshape(-1, 3), axis=-1)
         from_tip = jnp.linalg.norm(jnp.stack(things) - tip, axis=-1)
         return -to_goals.sum() - 0.1 * jnp.sum(action**2) - 0.5 * from_tip.mean()
+
+
+class PusherHard(Pusher):
+    """Goals from a region around the object's, instead of one beside it."""
+
+    goal_low, goal_high = (-0.65, -0.55), (0.35, 0.45)
 
 
 class PusherReacher(Pusher):

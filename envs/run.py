@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,6 @@ def _scalars(values: dict[str, float]) -> Summary:
     return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
 
-class _Ended(BaseException):
-    """Raised in the main thread by a signal, its number the argument."""
-
-
 class Run:
     """One training: logs each epoch, writes checkpoints, goes on where an interrupted run stopped.
 
@@ -134,6 +130,7 @@ class Run:
         self._steps = schedule.warmup_iterations * schedule.steps_per_iteration
         self._zero = _START  # when a run that was never interrupted would have started
         self._problem = ""  # what the training stopped for, in words for its user
+        self._signal = 0  # the first that came
 
     # ---- the training -----------------------------------------------------------------------------------------------
 
@@ -158,14 +155,14 @@ class Run:
             signal.signal(number, self._on_signal)
         # In a thread of its own, so that signals are heard while XLA compiles or computes.
         future = ThreadPoolExecutor().submit(self._train, init, train, act, key, runner)
+        while not (self._signal or future.done()):
+            wait([future], timeout=0.1)  # if another thread of the process gets the signal, nothing wakes this one
         problem, code = "", 0
-        try:
-            future.result()
-        except _Ended as ended:
-            problem, code = f"ended by {signal.Signals(ended.args[0]).name}", 128 + ended.args[0]
-        except Exception as error:
+        if self._signal:
+            problem, code = f"ended by {signal.Signals(self._signal).name}", 128 + self._signal
+        elif error := future.exception():
             if not self._problem:
-                traceback.print_exc()
+                traceback.print_exception(error)
             problem, code = f"error: {self._problem or error}", 1
         if problem:
             for number in heard:
@@ -183,7 +180,7 @@ class Run:
                 os._exit(code)  # the thread may compute on for hours
 
     def _on_signal(self, number, frame):
-        raise _Ended(number)
+        self._signal = self._signal or number
 
     def _train(self, init, train, act, key, runner):
         if runner is None:

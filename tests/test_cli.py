@@ -86,6 +86,7 @@ def test_the_other_scripts_run_alike(script, tmp_path):
         (["--backend", "warp"], "error: reacher does not run on backend 'warp'; choose one of"),
         (["--contrastive-loss", "nce"], "error: --contrastive-loss nce: choose one of fwd_infonce"),
         (["--unroll-length", "7", "--num-envs", "5"], "error: --unroll-length 7: "),
+        (["--buffer-size", "2147483647"], "error: --buffer-size 2147483647: less than 2**30"),
     ],
 )
 def test_mistakes_get_one_line(flags, message, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs.mujoco_pipeline import MujocoPipeline
+from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,25 @@ def test_reset_positions_do_not_lag(native):
     mujoco.mj_forward(model, data)
     np.testing.assert_allclose(state.pipeline_state.x.pos, data.xpos[1:], atol=1e-6)
     np.testing.assert_allclose(state.pipeline_state.x.rot, data.xquat[1:], atol=1e-6)
+
+
+CART = """<mujoco><worldbody>
+    <body name="cart" pos="1 2 3"><joint name="rail" type="slide"/><geom size=".1"/></body></worldbody>
+    <actuator>{}</actuator><sensor><jointpos joint="rail"/></sensor></mujoco>"""
+
+
+def test_a_task_may_have_sensors_of_its_own():
+    pipeline = MujocoPipeline(add_body_sensors(mujoco.MjSpec.from_string(CART.format('<motor joint="rail"/>'))), 1)
+    physics = jax.jit(lambda: pipeline.init(None, jnp.array([0.25]), jnp.array([0.5])))()
+    np.testing.assert_allclose(physics.x.pos, [[1, 2, 3.25]], atol=1e-6)
+    np.testing.assert_allclose(physics.x.rot, [[1, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(physics.xd.vel, [[0, 0, 0.5]], atol=1e-6)
+
+
+def test_actuators_with_a_state_are_refused():
+    model = add_body_sensors(mujoco.MjSpec.from_string(CART.format('<general joint="rail" dyntype="filter"/>')))
+    with pytest.raises(ValueError, match="dyntype"):
+        MujocoPipeline(model, 1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e12])

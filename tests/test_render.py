@@ -55,6 +55,13 @@ def test_nothing_to_do_is_an_error(monkeypatch, capsys):
     assert ended.value.code == 2 and "--gallery" in capsys.readouterr().err
 
 
+def test_a_film_needs_steps(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["envs", "--film", "film.gif", "--steps", "0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("envs", run_name="__main__")
+    assert ended.value.code == 2 and "--steps must be at least 1" in capsys.readouterr().err
+
+
 def test_film_of_a_policy(pictures):
     """Episodes side by side, framed from the first success on, over once all have reached their goals."""
     env = envs.make("simple_u_maze", backend="mujoco")

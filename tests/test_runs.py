@@ -430,6 +430,26 @@ def test_nohup_keeps_its_word(tmp_path):
         assert ended or process.returncode == 0
 
 
+def test_two_signals_at_once(tmp_path):
+    """As systemd ends a session. Whichever thread of the process gets them, the run ends with its sentence."""
+    for _ in range(3):
+        process = start(*flags(), "--total-timesteps", "10000000", "--num-evals", "100000", cwd=tmp_path)
+        for line in process.stdout:
+            if line.split()[0].startswith("1/"):
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGHUP)
+                break
+        _, err = process.communicate(timeout=30)
+        ended = {128 + number: f"ended by {number.name}" for number in (signal.SIGTERM, signal.SIGHUP)}
+        assert ended[process.returncode] in err and "Traceback" not in err
+
+
+def test_the_newest_checkpoint_is_that_of_the_last_epoch(tmp_path):
+    for name in ("epoch_1000000", "epoch_999999", "epoch_1000001.partial"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoint.finished(tmp_path)] == ["epoch_999999", "epoch_1000000"]
+
+
 def test_two_runs_of_one_name_have_a_directory_each(tmp_path):
     from envs.run import _make_directory
 

@@ -547,6 +547,15 @@ def test_the_hand_carries_the_cube_to_the_other_bin():
     assert state.metrics["success"] == 1
 
 
+def test_the_hand_does_not_sink():
+    """Its servos hold it where it is, since nothing but the fingers weighs on them."""
+    state = first_start("arm_binpick_easy_eef")
+    height = float(state.obs[5])
+    for _ in range(50):
+        state = stepper("arm_binpick_easy_eef")(state, np.array([0, 0, 0, -1], np.float32))
+    assert abs(state.obs[5] - height) < 0.02
+
+
 @pytest.mark.parametrize("env_id", FACTS)
 def test_2000_random_steps(env_id):
     """Nothing blows up, and nobody is inside a wall, below the floor or over the fence."""
