@@ -439,7 +439,10 @@ def test_two_signals_at_once(tmp_path):
                 process.send_signal(signal.SIGTERM)
                 process.send_signal(signal.SIGHUP)
                 break
-        _, err = process.communicate(timeout=30)
+        try:
+            _, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
         ended = {128 + number: f"ended by {number.name}" for number in (signal.SIGTERM, signal.SIGHUP)}
         assert ended[process.returncode] in err and "Traceback" not in err
 
