@@ -31,7 +31,9 @@ PACKAGES = (  # it pins a CUDA build of jax; these are what it runs with on a CP
 
 
 def set_up():
-    """Makes the peer's environment."""
+    """Makes the peer's environment, if it is missing."""
+    if PYTHON.exists():
+        return
     subprocess.run(["python3.11", "-m", "venv", PYTHON.parent.parent], check=True)
     for packages in (["--no-deps", "jaxgcrl==0.2.8"], PACKAGES):
         subprocess.run([PYTHON, "-m", "pip", "install", "-q", *packages], check=True)
@@ -83,8 +85,7 @@ def main():
     parser.add_argument("--turns", type=int, nargs="+", default=[1, 2, 3], help="for `learning` they are the seeds")
     args = parser.parse_args()
     backend = ["--backend", args.backend] if args.backend else []
-    if not PYTHON.exists():
-        set_up()
+    set_up()
     if args.what == "learning":
         return learning(args.env_id, str(args.num_envs), backend, args.turns)
     flags = [args.what, "--env-id", args.env_id, "--num-envs", str(args.num_envs)]

@@ -12,7 +12,7 @@ run() {  # task, method, seeds, script and its flags
 }
 
 peer() {  # task, seeds, flags
-    [ -e .venv-peer ] || PYTHONPATH=benchmark .venv/bin/python -c "import peer; peer.set_up()"
+    PYTHONPATH=benchmark .venv/bin/python -c "import peer; peer.set_up()"
     WANDB_MODE=disabled taskset -c "${CORE:-0}" .venv-peer/bin/python benchmark/seeds.py benchmark/peer_curve.py \
         --seeds $2 --csv "benchmark/results/$1__jaxgcrl.csv" -- --env-id "$1" "${@:3}"
 }
@@ -44,7 +44,6 @@ run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant ppo_dense "1" ppo_jax.py --dense-reward --total-timesteps 14000000 --num-eval-envs 64
 run ant_u_maze crl "1" crl_jax.py $hard --total-timesteps 7000000 $long
 run arm_push_easy crl "1 2 3" crl_jax.py $hard --total-timesteps 4000000 $long
-run arm_push_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 4000000 --num-eval-envs 64
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 run pusher_hard crl "1" crl_jax.py --random-goals 0.5 $pusher 8000000
