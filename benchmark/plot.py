@@ -41,9 +41,10 @@ def summary(values):
     return f"{iqm(values):.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
 
 
-def print_table(titles, rows):
-    print("|", " | ".join(titles), "|\n|" + " --- |" * len(titles))
-    print(*(f"| {' | '.join(cells)} |" for cells in rows), "", sep="\n")
+def print_table(rows):
+    """Prints dicts of cells by title."""
+    print("|", " | ".join(rows[0]), "|\n|" + " --- |" * len(rows[0]))
+    print(*(f"| {' | '.join(row.values())} |" for row in rows), "", sep="\n")
 
 
 def load(path):
@@ -76,14 +77,14 @@ def main():
         2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False, layout="constrained"
     )
     panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
-    ends, costs, rows = {}, {}, []
+    measures = {task: "time near goal" if task in args.near else "success rate" for task in tasks}
+    rows, last = [], defaultdict(dict)
     for path in sorted(args.files):
         task, method = path.stem.split("__")
         command, table = load(path)
-        shown = table["time_near_goal" if task in args.near else "success_rate"]
+        shown = table[measures[task].replace(" ", "_")]
         low, high = interval(shown)
         middle = iqm(shown)
-        ends[task, method] = summary(shown[-1])
         for ax, x in zip(panels[task], (table["steps"][:, 0] / 1e6, table["seconds"].mean(1) / 60), strict=True):
             color = f"C{methods.index(method)}"
             ax.plot(x, middle, marker=".", label=method, color=color)
@@ -92,24 +93,30 @@ def main():
             else:
                 ax.plot(x, shown, color=color, alpha=0.3, linewidth=1)
         for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
-            cells = [f"`{task}`", method, str(table["steps"].shape[1])]
-            cells += [summary(table[name][i]) for name in ("success_rate", "time_near_goal")]
-            minutes = table["seconds"][i].mean() / 60
-            cells += [f"{table['steps'][i, 0]:,.0f}", f"{minutes:.1f}", f"{table['mb'].max():,.0f}", f"`{command}`"]
-            rows.append(cells)
-        if method == methods[0]:
-            costs[task] = [cells[6], cells[8]]
-    print_table(
-        ["task", *methods, f"minutes of {methods[0]}", f"command of {methods[0]}"],
-        [[f"`{task}`", *(ends.get((task, m), "") for m in methods), *costs.get(task, ("", ""))] for task in tasks],
-    )
-    titles = ["task", "method", "seeds", "success rate", "time near goal", "steps", "minutes", "MB", "command"]
-    print_table(titles, rows)
+            last[task, method] = {
+                "task": f"`{task}`",
+                "method": method,
+                "seeds": str(table["steps"].shape[1]),
+                "success rate": summary(table["success_rate"][i]),
+                "time near goal": summary(table["time_near_goal"][i]),
+                "steps": f"{table['steps'][i, 0]:,.0f}",
+                "minutes": f"{table['seconds'][i].mean() / 60:.1f}",
+                "MB": f"{table['mb'].max():,.0f}",
+                "command": f"`{command}`",
+            }
+            rows.append(last[task, method])
+    overview = []
+    for task in tasks:
+        ends = {method: last[task, method].get(measures[task], "") for method in methods}
+        costs = {f"{title} of {methods[0]}": last[task, methods[0]].get(title, "") for title in ("minutes", "command")}
+        overview.append({"task": f"`{task}`"} | ends | costs)
+    print_table(overview)
+    print_table(rows)
     for task, (upper, lower) in panels.items():
         upper.set(title=task, xlabel="million environment steps")
         lower.set(xlabel=f"{task}: minutes", xscale="log")
         for ax in (upper, lower):
-            ax.set_ylabel("time near goal" if task in args.near else "success rate")
+            ax.set_ylabel(measures[task])
         lower.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         lower.xaxis.set_major_formatter("{x:g}")
         lower.xaxis.set_minor_formatter("")

@@ -120,8 +120,8 @@ class MujocoPipeline:
                 chunk_size=max(1, len(inputs) // (4 * len(self._data))),  # MuJoCo's own choice is slower
             )
             final = states[:, -1]
-            own = sensors[:, -1, -13 * (model.nbody - 1) :]  # those of `add_body_sensors` lie behind a task's
-            result = np.concatenate([final[:, 1:], own], axis=1, dtype=np.float32, casting="same_kind")
+            poses = sensors[:, -1, num_coords - self._size :]  # a task's own sensors lie before them
+            result = np.concatenate([final[:, 1:], poses], axis=1, dtype=np.float32, casting="same_kind")
             # A rollout that MuJoCo warned about stands still from there on: its clock gives it away.
             stopped = final[:, 0] < (n_frames - 0.5) * model.opt.timestep
         sound = np.abs(inputs).max(axis=1) < mujoco.mjMAXVAL
