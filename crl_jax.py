@@ -4,17 +4,19 @@ Take a state and an action of a past trajectory and, as a goal, where that same 
 
     (s_t, a_t),   g = state_{t+k}[goal_indices],   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory
 
-A critic f(s, a, g) = energy(φ(s, a), ψ(g)) learns to tell which goal of a batch belongs to which state and action. Each
-row of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i, and each column j one
-whose right answer is row j; what belongs to other pairs serves as negatives. With the symmetric InfoNCE loss
+where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
+both sides into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to tell
+which goal of a batch belongs to which state and action. Each row of logits[i, j] = f(s_i, a_i, g_j) is a classification
+problem whose right answer is column i, and each column j one whose right answer is row j; what belongs to other pairs
+serves as negatives. With the symmetric InfoNCE loss
 
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
-the best critic is log p(g | s, a) - log p(g) up to a constant: how much likelier g is to be reached, discounted by γ,
-after a in s than at random. So the actor has only to pick the actions that the critic finds likeliest to lead to its
-goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target H̄. g' is the row's own g,
-or for --random-goals another's:
+the best critic is log p(g | s, a) - log p(g) up to a constant, which the last term fixes: how much likelier g is to be
+reached, discounted by γ, after a in s than at random. So the actor has only to pick the actions that the critic finds
+likeliest to lead to its goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target
+H̄. g' is the row's own g, or for --random-goals another's:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -168,7 +170,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity
+    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity; no two share a slot
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 

@@ -219,8 +219,8 @@ def ppo_loss(params, batch, key, networks, args):
     log_ratio = log_prob_of(actor_out, batch.u) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - args.clip_eps, 1 + args.clip_eps)
-    actor_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
     entropy = -jnp.mean(log_prob_of(actor_out, sample_u(actor_out, key)))
+    actor_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage)) - args.entropy_coef * entropy
     value = networks.critic.apply(params["critic"], batch.obs)[..., 0]
     critic_loss = jnp.mean((value - batch.target_value) ** 2)
     metrics = {
@@ -231,7 +231,7 @@ def ppo_loss(params, batch, key, networks, args):
         "approx_kl": jnp.mean(ratio - 1 - log_ratio),
         "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > args.clip_eps),
     }
-    return actor_loss + critic_loss - args.entropy_coef * entropy, metrics
+    return actor_loss + critic_loss, metrics
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 from equal_settings import SETTINGS, make_args
@@ -57,10 +58,12 @@ def make_products(size):
     return lambda: 2 * size**3 * count / seconds(chain, weights)
 
 
-def make_timed(init, train):
-    """A function that times one epoch of a training, and the operations of the epoch's matrix products."""
+def make_timed(init, train, module, evaluate=lambda *args: {}):
+    """A function that times one epoch of a training by the script `module`, and the operations of the epoch's matrix
+    products. Nothing is evaluated: one episode takes as many steps in a row as many an iteration."""
     runner = jax.jit(init)(jax.random.key(0))
-    program = jax.jit(train, static_argnums=1).trace(runner, 1)
+    with mock.patch.object(module, "evaluate", evaluate):
+        program = jax.jit(train, static_argnums=1).trace(runner, 1)
     compiled = program.lower().compile()
     return lambda: seconds(compiled, runner), flops_of_products(program.jaxpr.jaxpr)
 
@@ -70,7 +73,7 @@ def measure(algorithm, env_id, num_envs):
     module, args = make_args(algorithm, env_id, num_envs, ITERATIONS, epochs=1)
     schedule = module.make_schedule(args)
     steps = ITERATIONS * schedule.steps_per_iteration
-    training, flops = make_timed(*module.make_train(args))
+    training, flops = make_timed(*module.make_train(args), module)
     products = make_products(256)
     bare = make_scan(envs.make(env_id, args.backend), num_envs, steps // num_envs)
     turns = [(products(), bare(), steps / training()) for _ in range(TURNS + 1)][1:]

@@ -5,7 +5,7 @@
 All of it on native MuJoCo, which ants take only if told so. Limits are measured on the same cores: bare native physics,
 and float32 matrix products, large ones and ones of a hidden layer's size, forward and backward. The parts of an
 iteration (an unroll and its updates, with default flags) are differences between whole trainings that do less: hardly
-any updates, hardly any evaluation. Medians of turns.
+any updates (one of two rows), no evaluation. Medians of turns.
 """
 
 import argparse
@@ -29,11 +29,11 @@ import envs
 ITERATIONS, REPEATS = 8, 5
 
 
-def make_training(args, env, log=None):
+def make_training(args, env, log=None, **evaluate):
     """A function that times one epoch of ITERATIONS iterations, and the operations of its matrix products."""
     steps = args.num_envs * args.unroll_length
     args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, learning_starts=1)
-    return make_timed(*crl_jax.make_train(args, env, log=log))
+    return make_timed(*crl_jax.make_train(args, env, log=log), crl_jax, **evaluate)
 
 
 def make_adam(params, count):
@@ -61,14 +61,13 @@ def profile(env_id):
     shape = (updates, args.batch_size)
     sample = jax.jit(lambda buffer, key: crl_jax.sample_pairs(buffer, key, shape, args.gamma))
     scan = make_scan(env, args.num_envs, args.unroll_length * ITERATIONS)
-    hardly_evaluated = replace(args, num_eval_envs=1)
-    training, flops = make_training(hardly_evaluated, env)
-    hardly_updated, other_flops = make_training(replace(hardly_evaluated, env_steps_per_update=steps), env)
+    training, flops = make_training(args, env)
+    hardly_updated, other_flops = make_training(replace(args, env_steps_per_update=steps, batch_size=2), env)
     timed = {
-        "all": make_training(args, env)[0],
+        "all": make_training(args, env, evaluate=crl_jax.evaluate)[0],
         "training": training,
         "hardly updated": hardly_updated,
-        "logged": make_training(hardly_evaluated, env, log=lambda metrics: None)[0],
+        "logged": make_training(args, env, log=lambda metrics: None)[0],
         "stepping": lambda: steps * ITERATIONS / scan(),
         "sampling": lambda: seconds(sample, buffer, jax.random.key(1)) * ITERATIONS,
         "Adam": make_adam(runner.params, updates),
@@ -78,7 +77,7 @@ def profile(env_id):
     turns = [{name: function() for name, function in timed.items()} for _ in range(REPEATS + 1)][1:]
     took = {name: statistics.median(turn[name] for turn in turns) for name in timed}
     learning = took["training"] - took["hardly updated"] - took["sampling"]
-    num_updates = (updates - 1) * ITERATIONS  # one of an iteration's remains in what is hardly updated
+    num_updates = updates * ITERATIONS
     epoch = crl_jax.make_schedule(args).iterations_per_epoch
     parts = {
         "stepping": took["stepping"] / ITERATIONS,

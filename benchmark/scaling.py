@@ -2,8 +2,8 @@
 
     python benchmark/scaling.py --env-id reacher --picture docs/scaling.png
 
-Times are of whole trainings, without compiling, medians of turns. An update's is the difference between a training with
-its updates and the same one with a single update in each iteration, divided by their number.
+Times are of whole trainings, without compiling or evaluation, medians of turns. A step's is that of a training with
+hardly any updates, one of two rows in each iteration; an update's is the difference between a training and that one.
 """
 
 import argparse
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import crl_jax
 
 ITERATIONS, TURNS = 4, 5
+STEPS = 100_000  # at least, of all environments, where steps are timed
 STEPS_PER_UPDATE = 64  # enough updates to time one, where updates are what is timed
 SWEEPS = {  # title: flag, its values, other flags, what is timed
     "environments": ("num_envs", (16, 64, 256, 1024, 4096), {}, "step"),
@@ -31,31 +32,31 @@ SWEEPS = {  # title: flag, its values, other flags, what is timed
     "layers, residual": ("depth", (4, 8, 16, 32), dict(residual=True, layer_norm=True), "update"),
     "seeds at once": ("num_seeds", (1, 2, 4), dict(num_envs=64), "seed"),
 }
-UNITS = {"step": "µs an environment step", "update": "ms an update", "seed": "µs an environment step of all seeds"}
+UNITS = {"step": "µs an environment step", "update": "ms an update", "seed": "µs an environment step"}
 
 
-def make_training(args):
-    """A function that times ITERATIONS iterations of all seeds, in seconds."""
-    steps = args.num_envs * args.unroll_length
-    args = replace(args, total_timesteps=ITERATIONS * steps, num_evals=1, num_eval_envs=1, learning_starts=1)
+def make_training(args, iterations):
+    """A function that times so many iterations, of all seeds at once, in seconds."""
+    steps = iterations * args.num_envs * args.unroll_length
+    args = replace(args, total_timesteps=steps, num_evals=1, learning_starts=1)
     init, train = crl_jax.make_train(args)
     seeds = partial(jax.random.split, num=args.num_seeds)
-    timed, _ = make_timed(lambda key: jax.vmap(init)(seeds(key)), jax.vmap(train, in_axes=(0, None)))
+    timed, _ = make_timed(lambda key: jax.vmap(init)(seeds(key)), jax.vmap(train, in_axes=(0, None)), crl_jax)
     return timed
 
 
 def make_cost(args, what):
     """A function that measures the cost of one step or update, in the unit of `UNITS`."""
-    steps = ITERATIONS * args.num_envs * args.unroll_length
+    per_iteration = args.num_envs * args.unroll_length
     if what == "seed":
-        fully = make_training(args)
-        return lambda: 1e6 * fully() / steps / args.num_seeds
-    hardly = make_training(replace(args, env_steps_per_update=args.num_envs * args.unroll_length))
+        fully = make_training(args, ITERATIONS)
+        return lambda: 1e6 * fully() / (ITERATIONS * per_iteration * args.num_seeds)
+    iterations = max(ITERATIONS, STEPS // per_iteration) if what == "step" else ITERATIONS
+    hardly = make_training(replace(args, env_steps_per_update=per_iteration, batch_size=2), iterations)
     if what == "step":
-        return lambda: 1e6 * hardly() / steps
-    some = make_training(replace(args, env_steps_per_update=STEPS_PER_UPDATE))
-    updates = steps // STEPS_PER_UPDATE - ITERATIONS
-    return lambda: 1e3 * (some() - hardly()) / updates
+        return lambda: 1e6 * hardly() / (iterations * per_iteration)
+    some = make_training(replace(args, env_steps_per_update=STEPS_PER_UPDATE), ITERATIONS)
+    return lambda: 1e3 * (some() - hardly()) / (ITERATIONS * per_iteration // STEPS_PER_UPDATE)
 
 
 def measure(settings, what):

@@ -177,8 +177,10 @@ def stream(function: Callable, values: dict[str, jax.Array]) -> None:
     They arrive as float32 numpy arrays, scalars, or of the shape of the vmaps around it.
     """
 
-    def on_host(stacked):
-        function(dict(zip(values, np.moveaxis(np.array(stacked), -1, 0), strict=True)))
+    names = tuple(values)
+
+    def on_host(stacked):  # it outlives the trace, to which the values belong
+        function(dict(zip(names, np.moveaxis(np.array(stacked), -1, 0), strict=True)))
         return np.zeros(stacked.shape[:-1], np.float32)
 
     stacked = jnp.stack([jnp.asarray(x, jnp.float32) for x in values.values()])

@@ -85,6 +85,8 @@ def _check_memory(args, schedule, shapes: Any):
         need += rows * buffer // (args.buffer_size * args.num_envs)
     if need > 0.8 * there:
         flags, fix = f"--num-envs {args.num_envs}", ""
+        if args.num_seeds > 1:
+            flags = f"--num-seeds {args.num_seeds} {flags}"
         if buffer:
             flags += f" --buffer-size {args.buffer_size}"
             flags += f" --batch-size {args.batch_size} --env-steps-per-update {args.env_steps_per_update}"
@@ -129,7 +131,7 @@ class Run:
         self._epoch, self._means = 0, {}
         self._steps = schedule.warmup_iterations * schedule.steps_per_iteration
         self._zero = _START  # when a run that was never interrupted would have started
-        self._problem = ""  # what the training stopped for, in words for its user
+        self._problem = None  # what the training stopped for, an exception with words for its user
         self._signal = 0  # the first that came
 
     # ---- the training -----------------------------------------------------------------------------------------------
@@ -157,13 +159,13 @@ class Run:
         future = ThreadPoolExecutor().submit(self._train, init, train, act, key, runner)
         while not (self._signal or future.done()):
             wait([future], timeout=0.1)  # if another thread of the process gets the signal, nothing wakes this one
-        problem, code = "", 0
+        problem, code, error = "", 0, None
         if self._signal:
             problem, code = f"ended by {signal.Signals(self._signal).name}", 128 + self._signal
-        elif error := future.exception():
-            if not self._problem:
+        elif error := self._problem or future.exception():  # XLA makes another exception of what a callback raises
+            if not isinstance(error, (OSError, FloatingPointError)):
                 traceback.print_exception(error)
-            problem, code = f"error: {self._problem or error}", 1
+            problem, code = f"error: {error}", 1
         if problem:
             for number in heard:
                 signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
@@ -171,8 +173,9 @@ class Run:
                 for writer in self._writers:
                     writer.close()
                 saved = checkpoint.finished(self.directory / "checkpoints")
-                again = f"python {script_of(type(self.args))}.py --resume {self.directory}"
-                rest = f"to go on: {again}" if saved else f"logs, but no checkpoint yet, in {self.directory}"
+                rest = f"to go on: python {script_of(type(self.args))}.py --resume {self.directory}"
+                if not saved or isinstance(error, FloatingPointError):  # to go on would come to the same numbers
+                    rest = f"logs{' and a checkpoint' if saved else ', but no checkpoint yet,'} in {self.directory}"
                 sys.stderr.flush()
                 stderr = os.dup(2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whatever threads of libraries still have to complain of
@@ -264,7 +267,8 @@ class Run:
     def _save(self, runner, act):
         for path, x in jax.tree_util.tree_leaves_with_path(runner.params):
             if not np.isfinite(x).all():
-                self._stop(f"the parameters {jax.tree_util.keystr(path)} are not finite after epoch {self._epoch}")
+                name = jax.tree_util.keystr(path)
+                self._stop(FloatingPointError(f"the parameters {name} are not finite after epoch {self._epoch}"))
         info = dict(epoch=self._epoch, steps=self._steps, seconds=time.time() - self._zero, means=self._means)
         info["flags"] = self._flags
         for writer in self._writers:
@@ -272,9 +276,10 @@ class Run:
         folder = self.directory / "checkpoints"
         try:
             size = checkpoint.save(folder, self._epoch, runner, info, self.args.keep_checkpoints)
-            self._export(runner, act)
         except Exception as error:  # a full disk, in the words of whichever library met it
-            self._stop(f"writing the checkpoint of epoch {self._epoch} failed: {' '.join(str(error).split())[:200]}")
+            words = " ".join(str(error).split())[:200]
+            self._stop(OSError(f"writing the checkpoint of epoch {self._epoch} failed: {words}"))
+        self._export(runner, act)
         _say(f"{'':>7} checkpoint of epoch {self._epoch}: {_size(size)}")
 
     def _export(self, runner, act):
@@ -304,7 +309,7 @@ class Run:
             if not math.isfinite(value):
                 bad = [args.seed + i for i in range(len(self._seed_folders)) if not math.isfinite(metrics[name][i])]
                 of_seeds = f" with seed {', '.join(map(str, bad))}" if bad else ""
-                self._stop(f"{name} is {value} in epoch {self._epoch}{of_seeds}")
+                self._stop(FloatingPointError(f"{name} is {value} in epoch {self._epoch}{of_seeds}"))
         self._add(_scalars(means), steps)
         for i in range(len(self._seed_folders)):
             self._add(_scalars({name: value[i] for name, value in metrics.items()}), steps, i + 1)
@@ -317,12 +322,15 @@ class Run:
 
     def _add(self, summary: Summary, step: int = 0, writer: int = 0):
         """Hands a summary to TensorBoard, for the run itself or, from 1 on, for one of its seeds."""
-        self._writers[writer].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        try:
+            self._writers[writer].add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        except OSError as error:  # that TensorBoard's thread met while it wrote what came before
+            self._stop(OSError(f"writing the log failed: {error}"))
 
-    def _stop(self, problem: str):
+    def _stop(self, problem: Exception):
         """Ends the training, from whichever thread notices that it makes no sense to go on."""
         self._problem = problem
-        raise FloatingPointError(problem)
+        raise problem
 
     def _finish(self):
         """The film, and where everything is."""

@@ -59,8 +59,8 @@ class BatchedEnv(Wrapper):
         info["unstable_resets"] += unstable
         info["truncation"] = jnp.where((info["steps"] >= self.episode_length) | unstable, 1.0 - state.done, 0.0)
         state = state.replace(done=jnp.maximum(state.done, info["truncation"]), info=info)
-        # The batch is reset only in a step in which some episode ends: most steps pay nothing for it. (Under a vmap
-        # over seeds, which turns the branch into a selection, all do.)
+        # The batch is reset only in a step in which some episode ends: where episodes run their full length, most steps
+        # pay nothing for it. (Under a vmap over seeds, which turns the branch into a selection, all do.)
         return jax.lax.cond(state.done.any(), self._restart, lambda state: state, state)
 
     def _restart(self, state: State) -> State:

@@ -65,6 +65,11 @@ def test_stream_speaks_while_the_scan_runs():
     assert [values["square"].tolist() for values in heard] == [[0, 1], [1, 4], [4, 9]]
 
 
+def test_stream_keeps_nothing_of_the_trace():
+    with jax.checking_leaks():
+        jax.block_until_ready(jax.jit(lambda x: (x, stream(print, {"x": x}))[0])(jnp.float32(1)))
+
+
 def test_on_an_accelerator_stream_hands_over_all_seeds_at_once(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # the path that it takes there works on a CPU too
     heard = []

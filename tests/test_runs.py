@@ -334,6 +334,7 @@ def test_numbers_that_are_none_stop_the_run_and_keep_its_checkpoint(script, tmp_
     code, _, err = run(*flags(script, rate), cwd=tmp_path, script=f"{script}.py")
     assert code == 1 and err.count("\n") == 2
     assert re.match(r"\nerror: (losses/\w+ is (nan|-?inf) in epoch|the parameters .* are not finite after)", err), err
+    assert err.endswith(f"; logs, but no checkpoint yet, in runs/{only_run(tmp_path).name}\n")
 
 
 def test_parameters_that_are_not_finite_are_not_saved():
@@ -342,6 +343,19 @@ def test_parameters_that_are_not_finite_are_not_saved():
     runner = SimpleNamespace(params={"actor": np.ones(2), "phi": np.array([1.0, np.inf])})
     with pytest.raises(FloatingPointError, match=r"the parameters \['phi'\] are not finite after epoch 3"):
         unsaved._save(runner, None)
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_a_sentence():
+    """TensorBoard's thread writes; what it meets is raised when the next summary is handed over."""
+
+    def full(event):
+        raise OSError("no space left")
+
+    unlogged = object.__new__(envs.Run)
+    unlogged._writers = [SimpleNamespace(add_event=full)]
+    with pytest.raises(OSError, match="writing the log failed: no space left"):
+        unlogged._add(None)
+    assert str(unlogged._problem) == "writing the log failed: no space left"
 
 
 def test_a_closed_pipe_does_not_end_the_training(tmp_path):
