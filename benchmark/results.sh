@@ -32,6 +32,7 @@ run arm_reach sac "1 2 3 4 5" sac_her_jax.py --her-ratio 0 --total-timesteps 300
 run arm_reach ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run cheetah crl "1 2 3 4 5" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
 run cheetah sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --total-timesteps 1000000 $brief
+run cheetah sac "1 2 3" sac_her_jax.py --num-envs 64 --her-ratio 0 --total-timesteps 1000000 $brief
 run cheetah ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 $brief
 run simple_u_maze sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 $brief
