@@ -5,7 +5,7 @@ Take a state and an action of a past trajectory and, as a goal, where that same 
     (s_t, a_t),   g = state_{t+k}[goal_indices],   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory
 
 where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
-both sides into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to tell
+(s, a) and g into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to tell
 which goal of a batch belongs to which state and action. Each row of logits[i, j] = f(s_i, a_i, g_j) is a classification
 problem whose right answer is column i, and each column j one whose right answer is row j; what belongs to other pairs
 serves as negatives. With the symmetric InfoNCE loss
@@ -170,7 +170,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity; no two share a slot
+    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity, unique in the buffer
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 

@@ -168,7 +168,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity; no two share a slot
+    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity, unique in the buffer
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
