@@ -375,10 +375,10 @@ def report(args, env: GoalEnv, evaluate: Callable):
     results = {name: float(value) for name, value in results.items()}
     rate = results["eval/success_rate"]
     interval = binomtest(round(rate * num_episodes), num_episodes).proportion_ci(method="wilson")
-    print(f"{args.eval_env_id or args.env_id}, {num_episodes} episodes, seed {args.seed}")
-    print(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
+    _say(f"{args.eval_env_id or args.env_id}, {num_episodes} episodes, seed {args.seed}")
+    _say(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
     for name in ("eval/time_near_goal", "eval/final_dist", "eval/episode_return"):
-        print(f"{name} {results[name]:.3f}")
+        _say(f"{name} {results[name]:.3f}")
     try:
         render.check_opengl()
     except OSError as error:

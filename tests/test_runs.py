@@ -358,12 +358,15 @@ def test_a_log_that_cannot_be_written_ends_the_run_with_a_sentence():
     assert str(unlogged._problem) == "writing the log failed: no space left"
 
 
-def test_a_closed_pipe_does_not_end_the_training(tmp_path):
+def test_a_closed_pipe_ends_neither_training_nor_evaluation(tmp_path):
     process = start(*flags(), cwd=tmp_path)
     assert process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=120) == 0
     assert checkpoint.newest(only_run(tmp_path) / "checkpoints")[1]["epoch"] == 12
+    process = start("--evaluate", only_run(tmp_path), "--num-eval-envs", "4", cwd=tmp_path)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
