@@ -45,7 +45,7 @@ run simple_big_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-time
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant sac_her "1" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
 run ant ppo_dense "1 2" ppo_jax.py --dense-reward --total-timesteps 14000000 --num-eval-envs 64
-run ant_u_maze crl "1" crl_jax.py $hard --total-timesteps 7000000 $long
+run ant_u_maze crl "1 2 3" crl_jax.py $hard --total-timesteps 7000000 $long
 run arm_push_easy crl "1 2 3" crl_jax.py $hard --total-timesteps 4000000 $long
 run arm_push_easy ppo_dense "1" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
