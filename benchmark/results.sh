@@ -40,7 +40,7 @@ run simple_u_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 $br
 run simple_u_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_big_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 $brief
 run simple_big_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --gamma 0.97 --total-timesteps 2000000 $brief
-run simple_big_maze sac "1 2" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.97 --total-timesteps 2000000 $brief
+run simple_big_maze sac "1 2 3" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.97 --total-timesteps 2000000 $brief
 run simple_big_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant sac_her "1" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
