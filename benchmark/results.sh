@@ -56,7 +56,7 @@ run arm_push_easy sac "1" sac_her_jax.py --her-ratio 0 --target-entropy -1 --tot
 run arm_push_easy ppo_dense "1" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
-run pusher_hard crl "1" crl_jax.py --random-goals 0.5 $pusher 8000000
+run pusher_hard crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher 4000000
 run pusher_hard sac "1" sac_her_jax.py $pusher 4000000 --her-ratio 0
 run pusher_hard ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
