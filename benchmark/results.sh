@@ -53,7 +53,7 @@ run ant_u_maze ppo_dense "1" ppo_jax.py --dense-reward --total-timesteps 7000000
 run arm_push_easy crl "1 2 3" crl_jax.py $hard --total-timesteps 4000000 $long
 run arm_push_easy sac_her "1" sac_her_jax.py --target-entropy -1 --total-timesteps 3000000 $long
 run arm_push_easy sac "1" sac_her_jax.py --her-ratio 0 --target-entropy -1 --total-timesteps 3000000 $long
-run arm_push_easy ppo_dense "1" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
+run arm_push_easy ppo_dense "1 2" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 run pusher_hard crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
