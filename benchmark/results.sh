@@ -43,22 +43,22 @@ run simple_big_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --gamma 0.97 --
 run simple_big_maze sac "1 2 3" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.97 --total-timesteps 2000000 $brief
 run simple_big_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
-run ant sac_her "1" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
+run ant sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
 run ant sac "1" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
-run ant ppo_dense "1 2" ppo_jax.py --dense-reward --total-timesteps 14000000 --num-eval-envs 64
+run ant ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 14000000 --num-eval-envs 64
 run ant_u_maze crl "1 2 3" crl_jax.py $hard --total-timesteps 7000000 $long
 run ant_u_maze sac_her "1" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
 run ant_u_maze sac "1" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
 run ant_u_maze ppo_dense "1" ppo_jax.py --dense-reward --total-timesteps 7000000 --num-eval-envs 64
 run arm_push_easy crl "1 2 3" crl_jax.py $hard --total-timesteps 4000000 $long
-run arm_push_easy sac_her "1" sac_her_jax.py --target-entropy -1 --total-timesteps 3000000 $long
-run arm_push_easy sac "1" sac_her_jax.py --her-ratio 0 --target-entropy -1 --total-timesteps 3000000 $long
-run arm_push_easy ppo_dense "1 2" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
+run arm_push_easy sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --total-timesteps 3000000 $long
+run arm_push_easy sac "1 2 3" sac_her_jax.py --her-ratio 0 --target-entropy -1 --total-timesteps 3000000 $long
+run arm_push_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 run pusher_hard crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher 4000000
-run pusher_hard sac "1" sac_her_jax.py $pusher 4000000 --her-ratio 0
+run pusher_hard sac "1 2 3" sac_her_jax.py $pusher 4000000 --her-ratio 0
 run pusher_hard ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher 4000000 --eval-noise 0
 run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher 4000000 --her-ratio 0 --eval-noise 0
