@@ -32,19 +32,19 @@ run arm_reach sac "1 2 3 4 5" sac_her_jax.py --her-ratio 0 --total-timesteps 300
 run arm_reach ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run cheetah crl "1 2 3 4 5" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
 run cheetah sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --total-timesteps 1000000 $brief
-run cheetah sac "1 2 3" sac_her_jax.py --num-envs 64 --her-ratio 0 --total-timesteps 1000000 $brief
+run cheetah sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --total-timesteps 1000000 $brief
 run cheetah ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 $brief
 run simple_u_maze sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 $brief
 run simple_u_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 $brief
 run simple_u_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_big_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 $brief
-run simple_big_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --gamma 0.97 --total-timesteps 2000000 $brief
-run simple_big_maze sac "1 2 3" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.97 --total-timesteps 2000000 $brief
+run simple_big_maze sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --gamma 0.97 --total-timesteps 2000000 $brief
+run simple_big_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.97 --total-timesteps 2000000 $brief
 run simple_big_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
-run ant sac "1" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
+run ant sac "1 2" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
 run ant ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 14000000 --num-eval-envs 64
 run ant_u_maze crl "1 2 3" crl_jax.py $hard --total-timesteps 7000000 $long
 run ant_u_maze sac_her "1" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
@@ -55,13 +55,13 @@ run arm_push_easy sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --total-tim
 run arm_push_easy sac "1 2 3" sac_her_jax.py --her-ratio 0 --target-entropy -1 --total-timesteps 3000000 $long
 run arm_push_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
+run pusher_easy sac_her "1 2 3 4 5" sac_her_jax.py $pusher 4000000 --eval-noise 0
+run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher 4000000 --her-ratio 0 --eval-noise 0
 run pusher_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 run pusher_hard crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher 4000000
 run pusher_hard sac "1 2 3" sac_her_jax.py $pusher 4000000 --her-ratio 0
 run pusher_hard ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
-run pusher_easy sac_her "3 1 4 5" sac_her_jax.py $pusher 4000000 --eval-noise 0
-run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher 4000000 --her-ratio 0 --eval-noise 0
 peer reacher "1 2 3" --num-evals 7 --total-timesteps 600000
 peer ant "1" --num-evals 8 --total-timesteps 2400000
 near="--near reacher arm_reach"
