@@ -1,4 +1,4 @@
-"""Time and memory of drawing a batch against the buffer's size and the episodes' length: both stay flat.
+"""Time and memory of drawing a batch against the buffer's size and the episodes' length.
 
 python benchmark/sampling.py
 """
