@@ -13,7 +13,7 @@ serves as negatives. With the symmetric InfoNCE loss
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
-the best critic is log p(g | s, a) - log p(g) up to a constant, which the last term fixes: how much likelier g is to be
+the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
 reached, discounted by γ, after a in s than at random. So the actor has only to pick the actions that the critic finds
 likeliest to lead to its goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target
 H̄. g' is the row's own g, or for --random-goals another's:
@@ -170,7 +170,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity, unique in the buffer
+    last_step: jax.Array  # (capacity, num_envs): in row i % capacity, trajectory i's alone, its newest step
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -203,8 +203,8 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     """Draws transitions and, for each, a later one of the same trajectory: `(Transition, Transition)` of `batch_shape`.
 
     The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
-    the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n,
-    drawn by inverting the distribution function (1 - γ^k) / (1 - γ^n). Costs O(1) a pair.
+    the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
+    In O(1) inverts the distribution function (1 - γ^k) / (1 - γ^n) at a uniform u: k = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key = jax.random.split(key, 3)
@@ -253,7 +253,7 @@ CONTRASTIVE_LOSSES = {
     "fwd_infonce": lambda logits: infonce(logits, 1),
     "bwd_infonce": lambda logits: infonce(logits, 0),
     "sym_infonce": lambda logits: infonce(logits, 1) + infonce(logits, 0),
-    "binary_nce": lambda logits: optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).mean(),
+    "binary_nce": lambda logits: optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).sum(1).mean(),
 }
 
 
@@ -283,7 +283,7 @@ def crl_loss(params, batch, noise, networks, args):
 
     alpha = jnp.exp(params["log_alpha"])
     row = jnp.arange(len(goal))
-    row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)  # the row of g'
+    row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)  # of g'; the next row is random
     policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[row]), noise)
     policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
     actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)[row]))
@@ -348,6 +348,7 @@ def make_schedule(args):
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.random_goals <= 1, "random_goals", "must lie between 0 and 1")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
+    check(args.target_entropy < math.log(2), "target_entropy", "must be below log 2 = 0.69, that of uniform actions")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)
@@ -427,7 +428,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
-    # Without those that fill up the last epoch: how often one evaluates must not change the training.
+    # Iterations that only fill up the last epoch do not count: how often one evaluates must not change the training.
     num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
     num_updates = num_iterations * schedule.updates_per_iteration
 

@@ -168,7 +168,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): newest step of trajectory i, at i % capacity, unique in the buffer
+    last_step: jax.Array  # (capacity, num_envs): in row i % capacity, trajectory i's alone, its newest step
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -307,6 +307,7 @@ def make_schedule(args):
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
+    check(args.target_entropy < math.log(2), "target_entropy", "must be below log 2 = 0.69, that of uniform actions")
     check(args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
     check(0 < args.tau <= 1, "tau", "must lie between 0, excluded, and 1")
     blocks, rest = divmod(args.depth, 4)
