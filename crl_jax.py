@@ -522,10 +522,10 @@ def main():
         schedule = make_schedule(args)
         env = envs.make(args.env_id, args.backend)
         eval_env = envs.make_eval(env, args.eval_env_id)
-        if args.evaluate:
-            return envs.report(args, eval_env, evaluate)
-        run = envs.Run(args, env, eval_env, schedule)
-        init, train = make_train(args, env, eval_env, run.log)
+    if args.evaluate:
+        return envs.report(args, eval_env, evaluate)
+    run = envs.Run(args, env, eval_env, schedule)
+    init, train = make_train(args, env, eval_env, run.log)
     run.execute(init, train, partial(act, make_networks(args, env)))
 
 

@@ -29,8 +29,8 @@ def _files(folder: Path) -> list[Path]:
 
 def finished(folder: Path) -> list[Path]:
     """All checkpoints in `folder`, the oldest first."""
-    paths = [path for path in folder.glob("epoch_*") if path.suffix == ""]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("epoch_")))
+    epochs = {path.name.removeprefix("epoch_"): path for path in folder.glob("epoch_*")}
+    return [epochs[epoch] for epoch in sorted(filter(str.isdecimal, epochs), key=int)]
 
 
 def _describe(state: Any) -> dict[str, str]:

@@ -43,7 +43,7 @@ class RunArgs:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                lowest = 0 if field.type is float or field.name == "seed" else 1
+                lowest = 1 if field.type in (int, int | None) and field.name != "seed" else 0
                 if isinstance(field.default, int | float) and field.default < lowest:
                     lowest = 0 if field.default == 0 else -(2**31)
                 if not lowest <= value < 2**31:
@@ -90,8 +90,9 @@ def _parse(default: T) -> T:
         except SystemExit as ended:
             if ended.code:
                 plain = re.sub("\x1b\\[[0-9;]*m", "", complaint.getvalue())
-                lines = [line.strip("│─ ") for line in plain.splitlines() if line.startswith("│")]  # of a box
-                text = " ".join(filter(None, lines))
+                lines = (line.strip("╭╮╰╯│─ ") for line in plain.splitlines())  # of a box, or between rules of dashes
+                _, *lines = (line for line in lines if line.strip("-"))  # the first is a title
+                text = " ".join(lines)
                 raise ValueError(re.split(" Argument helptext| For full helptext", text)[0]) from None
             raise
     return flags_class(**{name: value for part in vars(parsed).values() for name, value in vars(part).items()})
@@ -108,7 +109,7 @@ def _flags_of_run(directory: str, flags_class: type[T]) -> T:
         raise ValueError(f"{directory} is a run of {script}.py: go on with that script")
     if flags.keys() != flags_of(flags_class()).keys():
         raise ValueError(f"{directory} is a run of another version of {script}.py, which had other flags")
-    return flags_class(**flags)
+    return flags_class(**{name: tuple(x) if isinstance(x, list) else x for name, x in flags.items()})
 
 
 def parse_args(flags_class: type[T]) -> T:

@@ -106,9 +106,13 @@ def check_opengl():
 
 
 def save_film(path: str, pictures: np.ndarray, frames_per_second: float):
-    """Writes pictures, (time, height, width, 3), as an animated GIF."""
+    """Writes pictures, (time, height, width, 3), as an animated GIF.
+
+    Its clock ticks in hundredths of a second, and browsers slow down what shows a picture for less than two of them.
+    """
     first, *rest = (Image.fromarray(picture) for picture in pictures)
-    first.save(path, save_all=True, append_images=rest, duration=1000 / frames_per_second, loop=0)
+    duration = 10 * max(2, round(100 / frames_per_second))  # ms
+    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)
 
 
 def film_policy(

@@ -111,21 +111,11 @@ class Run:
       args: the script's flags.
       env, eval_env: the tasks that are trained on and evaluated.
       schedule: of the training, with `num_epochs`, `steps_per_iteration` and so on.
-
-    Raises:
-      ValueError, OSError: wandb or OpenGL are asked for and not there.
     """
 
     def __init__(self, args, env: GoalEnv, eval_env: GoalEnv, schedule):
         self.args, self.env, self.eval_env, self.schedule = args, env, eval_env, schedule
         self._flags = flags_of(args) | {"backend": env.backend}  # whatever the default may be where the run goes on
-        if args.capture_video:
-            render.check_opengl()
-        if args.track:
-            try:
-                import wandb  # noqa: F401
-            except ImportError as error:
-                raise ValueError("--track: wandb is not installed; pip install wandb") from error
         self._writers: list[event_file_writer.EventFileWriter] = []
         self._saving = threading.Lock()
         self._epoch, self._means = 0, {}
@@ -176,10 +166,11 @@ class Run:
                 rest = f"to go on: python {script_of(type(self.args))}.py --resume {self.directory}"
                 if not saved or isinstance(error, FloatingPointError):  # to go on would come to the same numbers
                     rest = f"logs{' and a checkpoint' if saved else ', but no checkpoint yet,'} in {self.directory}"
-                sys.stderr.flush()
-                stderr = os.dup(2)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whatever threads of libraries still have to complain of
-                os.write(stderr, f"\n{problem}; {rest}\n".encode())  # what they or ^C began to write ends first
+                with contextlib.suppress(OSError):  # of a pipe or terminal that is closed
+                    sys.stderr.flush()
+                    stderr = os.dup(2)
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whatever libraries still have to complain of
+                    os.write(stderr, f"\n{problem}; {rest}\n".encode())  # what they or ^C began to write ends first
                 os._exit(code)  # the thread may compute on for hours
 
     def _on_signal(self, number, frame):
@@ -211,7 +202,7 @@ class Run:
         if not folder.is_dir() and (whole / "args.json").is_file():
             raise ValueError(f"{self.directory} is one seed of a run: go on with all, --resume {whole}")
         path, info = checkpoint.newest(folder)
-        flags = flags_of(self.args)  # as read from args.json
+        flags = json.loads(json.dumps(flags_of(self.args)))  # as args.json has them
         for name, value in info["flags"].items():
             if value != flags[name]:
                 wrong = f"{self.directory}/args.json has {name} {flags[name]}"
@@ -223,11 +214,16 @@ class Run:
     def _open(self, shapes):
         """Makes the directory, or opens it again, and says what is going to happen."""
         args, schedule = self.args, self.schedule
+        if args.capture_video:
+            render.check_opengl()
+        if args.track:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError("--track: wandb is not installed; pip install wandb") from error
         if not args.resume:
             self.directory = _make_directory(args)
         if args.track:
-            import wandb
-
             name = self.directory.resolve().name
             wandb.init(id=name, name=name, dir=args.runs_dir, config=self._flags, sync_tensorboard=True, resume="allow")
         seeds = range(args.seed, args.seed + args.num_seeds) if args.num_seeds > 1 else ()
@@ -245,7 +241,7 @@ class Run:
                 writer.add_event(Event(step=self._steps + 1, session_log=SessionLog(status=SessionLog.START)))
             self._writers.append(writer)
         rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
-        texts = {name: str(value) if value is None else value for name, value in self._flags.items()}
+        texts = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self._flags.items()}
         self._add(hparams_pb(texts, trial_id=self.directory.resolve().name))
         self._add(text_pb("hyperparameters", f"| flag | value |\n| --- | --- |\n{rows}"))
 
@@ -366,9 +362,10 @@ def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Pat
 def report(args, env: GoalEnv, evaluate: Callable):
     """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, and a film."""
     directory = Path(args.evaluate)
-    if args.num_seeds > 1:
-        raise ValueError(f"--evaluate {directory} has {args.num_seeds} seeds: choose the folder of one in it")
-    policy = checkpoint.load_policy(directory / "policy.jax")
+    with mistakes_in_one_line():
+        if args.num_seeds > 1:
+            raise ValueError(f"--evaluate {directory} has {args.num_seeds} seeds: choose the folder of one in it")
+        policy = checkpoint.load_policy(directory / "policy.jax")
     num_episodes, length = args.num_eval_envs, args.episode_length or env.episode_length
     run = jax.jit(lambda key: evaluate(env, policy, key, num_episodes, length, args.eval_noise))
     results = run(jax.random.key(args.seed))
@@ -381,7 +378,6 @@ def report(args, env: GoalEnv, evaluate: Callable):
         _say(f"{name} {results[name]:.3f}")
     try:
         render.check_opengl()
+        film(args, env, policy, directory / f"film_{args.eval_env_id or args.env_id}_{args.seed}", results)
     except OSError as error:
         print(f"no film: {error}", file=sys.stderr)
-    else:
-        film(args, env, policy, directory / f"film_{args.eval_env_id or args.env_id}_{args.seed}", results)

@@ -38,6 +38,10 @@ def test_snippets_run(number, run_dir, monkeypatch):
         assert names["metrics"]["eval/success_rate"][-1] > 0.6
 
 
+# Of tables, which say how to start them once for all.
+CELLS = sorted(set(re.findall(r"\| `((?:crl|sac_her|ppo)_jax\.py .*?)` \|", TEXTS)))
+
+
 def parse(command, monkeypatch):
     """The flags of a script's command line: read and checked, not run."""
     module = importlib.import_module(SCRIPT.match(command[0]).group(1))
@@ -51,13 +55,19 @@ def test_commands(command, run_dir, monkeypatch, tmp_path):
     words = shlex.split(command.removeprefix(PYTHON).replace("RUN_DIR", str(run_dir)))
     monkeypatch.chdir(ROOT)
     if words[0] == "-m":
-        assert words == ["-m", "envs", "--gallery", "docs/gallery.png"]  # test_render.py runs the others
+        assert words == ["-m", "envs", "--gallery", "docs/gallery.png"]  # minutes; test_render.py runs the other flags
         return
     if "RUN_DIR" in command or "--help" in words:
         result = subprocess.run([sys.executable, *words], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     else:
         parse(words, monkeypatch)
+
+
+def test_commands_in_tables(monkeypatch):
+    assert len(CELLS) > 40
+    for command in CELLS:
+        parse(shlex.split(command), monkeypatch)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "benchmark/" in command])

@@ -48,6 +48,16 @@ def test_without_opengl_it_says_what_to_install(rollout, monkeypatch):
         render.draw(*rollout)
 
 
+def test_film_and_picture_from_the_command_line(pictures, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env-id", "simple_u_maze", "--film", "film.gif", "--picture", "start.png", "--steps", "5"]
+    monkeypatch.setattr(sys, "argv", ["envs", *flags])
+    runpy.run_module("envs", run_name="__main__")
+    with Image.open("film.gif") as film, Image.open("start.png") as start:
+        assert film.n_frames == 5 and film.info["duration"] == 50  # ms, a step of the environment
+        assert film.size == start.size
+
+
 def test_nothing_to_do_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["envs"])
     with pytest.raises(SystemExit) as ended:

@@ -380,8 +380,9 @@ def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
 
 
 def test_a_fork_may_add_flags(tmp_path):
-    """With a comment or without; a flag of all scripts may have another default."""
-    mine = "    # my own\n    steps_ahead: int = 3\n    my_rate: float = 0.5  # of mine\n    seed: int = 7  # my\n\n"
+    """With a comment or without; a flag of all scripts may have another default. Tuples come back from the disk."""
+    mine = "    # my own\n    steps_ahead: int = 3\n    my_rate: float = 0.5  # of mine\n    seed: int = 7  # my\n"
+    mine += "    sizes: tuple[int, ...] = (256, 256)\n\n"
     source = (ROOT / "crl_jax.py").read_text().replace("    # networks\n", f"{mine}    # networks\n", 1)
     (tmp_path / "fork.py").write_text(source)
     command = [sys.executable, tmp_path / "fork.py", "--steps-ahead", "4", "--my-rate", "0.1", "--env-id", "x"]
@@ -390,6 +391,11 @@ def test_a_fork_may_add_flags(tmp_path):
     assert error.startswith("error: unknown env id 'x'") and error.count("\n") == 1
     text = subprocess.run([*command, "--help"], **options).stdout
     assert " my-own options " in text and "of mine (default: 0.5)" in text and "my (default: 7)" in text
+    result = subprocess.run([*command[:2], *flags(more="--sizes 3 4")], cwd=tmp_path, **options)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((only_run(tmp_path) / "args.json").read_text())["flags"]["sizes"] == [3, 4]
+    result = subprocess.run([*command[:2], "--resume", only_run(tmp_path)], cwd=tmp_path, **options)
+    assert result.returncode == 0, result.stderr
 
 
 def test_numbers_from_python_need_no_decimal_point():
@@ -404,8 +410,9 @@ def test_flags_of_forks_may_be_as_small_as_their_defaults():
         skip: int = 0
         offset: int = -1
         shift: float = -1.0
+        target_kl: float | None = None
 
-    assert Args(skip=0, offset=-5, shift=-5).offset == -5
+    assert Args(skip=0, offset=-5, shift=-5, target_kl=0.01).offset == -5
     with pytest.raises(ValueError, match="--skip -1: must be a number, at least 0 "):
         Args(skip=-1)
 
@@ -461,8 +468,20 @@ def test_two_signals_at_once(tmp_path):
         assert ended[process.returncode] in err and "Traceback" not in err
 
 
+def test_a_signal_ends_a_run_to_whose_errors_nobody_listens(tmp_path):
+    """As ^C does that also ends the `tee` behind the run, or a connection that breaks."""
+    process = start(*flags(), "--total-timesteps", "10000000", "--num-evals", "100000", cwd=tmp_path)
+    for line in process.stdout:
+        if line.split()[0].startswith("1/"):
+            process.stderr.close()
+            process.send_signal(signal.SIGINT)
+            break
+    assert process.wait(timeout=30) == 128 + signal.SIGINT
+
+
 def test_the_newest_checkpoint_is_that_of_the_last_epoch(tmp_path):
-    for name in ("epoch_1000000", "epoch_999999", "epoch_1000001.partial"):
+    """Neither what is being written, nor a copy of one's own."""
+    for name in ("epoch_1000000", "epoch_999999", "epoch_1000001.partial", "epoch_1000000_best"):
         (tmp_path / name).mkdir()
     assert [path.name for path in checkpoint.finished(tmp_path)] == ["epoch_999999", "epoch_1000000"]
 
@@ -502,3 +521,9 @@ def test_mistakes_on_the_command_line_get_one_line(flags, message, tmp_path):
     code, out, err = run(*shlex.split(flags), cwd=tmp_path)
     assert code == 2 and out == "" and err.startswith(message) and err.count("\n") == 1, err
     assert not (tmp_path / "runs").exists()
+
+
+def test_mistakes_are_told_without_unicode(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin1")
+    code, _, err = run("--gama", "0.9", cwd=tmp_path)
+    assert code == 2 and err.startswith("error: Unrecognized options: --gama, 0.9 Perhaps you meant: --gamma FLOAT")
