@@ -63,6 +63,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
     normalize_observations: bool = True  # by mean and standard deviation of all observations so far
     learning_rate: float = 3e-4  # Adam's learning rate
+    anneal_lr: bool = False  # let it fall linearly, to 0 at the end of the run
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
     # networks
@@ -356,7 +357,11 @@ def make_train(args, env=None, eval_env=None, log=None):
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
-    optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(args.learning_rate))
+    # Iterations that only fill up the last epoch do not count: how often one evaluates must not change the training.
+    num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
+    num_updates = num_iterations * schedule.updates_per_iteration
+    lr = optax.linear_schedule(args.learning_rate, 0, num_updates) if args.anneal_lr else args.learning_rate
+    optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(lr))
 
     def init(key):
         key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)

@@ -66,6 +66,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
+    anneal_lr: bool = False  # let the three learning rates fall linearly, to 0 at the end of the run
 
     # networks
     width: int = 256  # units of a hidden layer
@@ -389,8 +390,15 @@ def make_train(args, env=None, eval_env=None, log=None):
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
+    # Iterations that only fill up the last epoch do not count: how often one evaluates must not change the training.
+    num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
+    num_updates = num_iterations * schedule.updates_per_iteration
+
+    def adam(lr):
+        return optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr)
+
     optimizer = optax.multi_transform(
-        {"actor": optax.adam(args.actor_lr), "critic": optax.adam(args.critic_lr), "alpha": optax.adam(args.alpha_lr)},
+        {"actor": adam(args.actor_lr), "critic": adam(args.critic_lr), "alpha": adam(args.alpha_lr)},
         {"actor": "actor", "critics": "critic", "log_alpha": "alpha"},
     )
 

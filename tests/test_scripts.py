@@ -71,10 +71,26 @@ def test_an_ant_in_a_maze_trains_on_springs():
     assert np.all(data.state[1, :, :29] != data.state[0, :, :29])  # the ant moves; nobody touches the ball yet
 
 
+@pytest.mark.parametrize(("script", "anneal_lr"), [*((script, True) for script in SCRIPTS), ("crl_jax", False)])
+def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
+    """Nothing changes after the fourth epoch, the last, though one may go on."""
+    module = importlib.import_module(script)
+    names = {field.name for field in dataclasses.fields(module.Args)}
+    sizes = {name: value for name, value in SIZES.items() if name in names}
+    args = module.Args(**sizes | dict(anneal_lr=anneal_lr, total_timesteps=88, num_evals=4))
+    init, train = module.make_train(args)
+    one_epoch = jax.jit(train, static_argnums=1)
+    runner, params = jax.jit(init)(jax.random.key(0)), []
+    for _ in range(5):
+        runner, _ = one_epoch(runner, 1)
+        params.append(np.concatenate([x.ravel() for x in jax.tree.leaves(runner.params)]))
+    change = np.abs(np.diff(params, axis=0)).mean(1)
+    assert (change[-1] == 0) == anneal_lr and all(change[:-1] > 0)
+
+
 CHANGES = {  # another value for every flag, but for those that only `main` reads
     "crl_jax": dict(
         logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
-        anneal_lr=True,
     ),
     "sac_her_jax": dict(dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1),
     "ppo_jax": dict(
@@ -86,6 +102,7 @@ CHANGES_OF_ALL = dict(
     env_id="simple_big_maze", eval_env_id="simple_u_maze_eval", backend="spring", total_timesteps=320, num_envs=8,
     episode_length=3, unroll_length=2, eval_noise=0.5,
     num_evals=2, num_eval_envs=5, gamma=0.5, width=9, depth=4, activation="swish", layer_norm=True, residual=True,
+    anneal_lr=True,
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, target_entropy=-2.0, actor_lr=1e-2,

@@ -94,22 +94,6 @@ def test_evaluation_does_not_influence_training(tiny):
         tree_equal(runner._replace(eval_key=tiny[0].eval_key), tiny[0])
 
 
-@pytest.mark.parametrize("anneal_lr", [True, False])
-def test_learning_ends_with_the_run_if_its_rate_is_annealed(anneal_lr):
-    """Nothing changes after the fourth epoch, the last, though one may go on."""
-    init, train_ = make_train(dataclasses.replace(TINY, anneal_lr=anneal_lr))
-    one_epoch = jax.jit(train_, static_argnums=1)
-    runner, params = jax.jit(init)(jax.random.key(0)), []
-    for _ in range(5):
-        runner, _ = one_epoch(runner, 1)
-        params.append(np.concatenate([x.ravel() for x in jax.tree.leaves(runner.params)]))
-    change = np.abs(np.diff(params, axis=0)).mean(1)
-    if anneal_lr:
-        assert change[-1] == 0 and np.all(np.diff(change) < 0)
-    else:
-        assert change[-1] > change[0] / 3
-
-
 def test_many_seeds_in_one_call(tiny):
     init, train_ = make_train(TINY)
     keys = jax.numpy.stack([jax.random.key(0), jax.random.key(7)])
