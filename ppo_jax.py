@@ -258,6 +258,7 @@ class Schedule(NamedTuple):
     warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
+    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
 
     @property
     def total_timesteps(self):
@@ -288,7 +289,7 @@ def make_schedule(args):
     iterations = math.ceil(args.total_timesteps / steps)
     per_epoch = math.ceil(iterations / args.num_evals)
     updates = args.update_epochs * args.num_minibatches
-    return Schedule(steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch))
+    return Schedule(steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
 
 
 def normalize(statistics, obs):
@@ -357,10 +358,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
-    # Iterations that only fill up the last epoch do not count: how often one evaluates must not change the training.
-    num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
-    num_updates = num_iterations * schedule.updates_per_iteration
-    lr = optax.linear_schedule(args.learning_rate, 0, num_updates) if args.anneal_lr else args.learning_rate
+    lr = optax.linear_schedule(args.learning_rate, 0, schedule.num_updates) if args.anneal_lr else args.learning_rate
     optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(lr))
 
     def init(key):

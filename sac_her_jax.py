@@ -291,6 +291,7 @@ class Schedule(NamedTuple):
     warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
+    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
 
     @property
     def total_timesteps(self):
@@ -328,7 +329,8 @@ def make_schedule(args):
     iterations = math.ceil(args.total_timesteps / steps) - warmup
     check(iterations > 0, "total_timesteps", f"must be more than {warmup * steps}, those before learning starts")
     per_epoch = math.ceil(iterations / args.num_evals)
-    return Schedule(steps, steps // args.env_steps_per_update, warmup, per_epoch, math.ceil(iterations / per_epoch))
+    updates = steps // args.env_steps_per_update
+    return Schedule(steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
 
 
 def actor_output(networks, runner, obs):
@@ -390,12 +392,9 @@ def make_train(args, env=None, eval_env=None, log=None):
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
-    # Iterations that only fill up the last epoch do not count: how often one evaluates must not change the training.
-    num_iterations = math.ceil(args.total_timesteps / schedule.steps_per_iteration) - schedule.warmup_iterations
-    num_updates = num_iterations * schedule.updates_per_iteration
 
     def adam(lr):
-        return optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr)
+        return optax.adam(optax.linear_schedule(lr, 0, schedule.num_updates) if args.anneal_lr else lr)
 
     optimizer = optax.multi_transform(
         {"actor": adam(args.actor_lr), "critic": adam(args.critic_lr), "alpha": adam(args.alpha_lr)},

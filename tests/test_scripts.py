@@ -85,7 +85,10 @@ def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
         runner, _ = one_epoch(runner, 1)
         params.append(np.concatenate([x.ravel() for x in jax.tree.leaves(runner.params)]))
     change = np.abs(np.diff(params, axis=0)).mean(1)
-    assert (change[-1] == 0) == anneal_lr and all(change[:-1] > 0)
+    if anneal_lr:
+        assert change[-1] == 0 and np.all(np.diff(change) < 0)
+    else:
+        assert change[-1] > change[0] / 3
 
 
 CHANGES = {  # another value for every flag, but for those that only `main` reads

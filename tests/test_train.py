@@ -63,11 +63,11 @@ def test_contract(tiny):
 
 def test_every_step_is_accounted_for():
     schedule = make_schedule(TINY)
-    assert schedule == (16, 2, 2, 2, 4)  # 2 iterations without updates, then 4 epochs of 2: 160 environment steps
+    assert schedule == (16, 2, 2, 2, 4, 16)  # 2 iterations without updates, 4 epochs of 2: 160 environment steps
     odd = make_schedule(dataclasses.replace(TINY, total_timesteps=161))
     assert odd.total_timesteps >= 161
     many = make_schedule(dataclasses.replace(TINY, total_timesteps=16 * 103, num_evals=50))
-    assert (many.iterations_per_epoch, many.num_epochs) == (3, 34)
+    assert (many.iterations_per_epoch, many.num_epochs, many.num_updates) == (3, 34, 101 * 2)
 
 
 def test_same_seed_same_bits(tiny):
