@@ -55,7 +55,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     batch_size: int = 256  # transitions of an update
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
     learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
-    gamma: float = 0.99  # discount of rewards to come
+    gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain SAC
     her_strategy: str = "future"  # that goal: future (any later step, each as likely) or final (the last one)
