@@ -14,9 +14,9 @@ serves as negatives. With the symmetric InfoNCE loss
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
-reached, discounted by γ, after a in s than at random. So the actor has only to pick the actions that the critic finds
-likeliest to lead to its goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target
-H̄. g' is the row's own g, or for --random-goals another's:
+reached, discounted by γ, after a in s than at random, under the policies that filled the buffer. So the actor has only
+to pick the actions that the critic finds likeliest to lead to its goal g', with as much entropy as α asks for, which is
+tuned to keep the entropy at its target H̄. g' is the row's own g, or for --random-goals another's:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -200,11 +200,12 @@ def buffer_add(buffer, transitions, traj_id):
 
 
 def sample_pairs(buffer, key, batch_shape, gamma):
-    """Draws transitions and, for each, a later one of the same trajectory: `(Transition, Transition)` of `batch_shape`.
+    """Draws transitions and, for each, the same or a later one of its trajectory: two `Transition`s of `batch_shape`.
 
     The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
     the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
-    In O(1) inverts the distribution function (1 - γ^k) / (1 - γ^n) at a uniform u: k = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
+    In O(1), the inverse of the distribution function (1 - γ^k) / (1 - γ^n) at a uniform u:
+    k = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key = jax.random.split(key, 3)
@@ -283,10 +284,11 @@ def crl_loss(params, batch, noise, networks, args):
 
     alpha = jnp.exp(params["log_alpha"])
     row = jnp.arange(len(goal))
-    row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)  # of g'; the next row is random
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[row]), noise)
+    # Rows are drawn independently, so that the next one's goal is a random goal.
+    goal_row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)
+    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[goal_row]), noise)
     policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
-    actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)[row]))
+    actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)[goal_row]))
 
     entropy = -jnp.mean(log_prob)
     alpha_loss = alpha * stop(entropy - args.target_entropy * action.shape[-1])
@@ -371,18 +373,14 @@ def make_schedule(args):
     return Schedule(steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
 
 
-def actor_output(networks, runner, obs):
-    """The actor's output for observations (..., observation_size)."""
-    return networks.actor.apply(runner.params["actor"], obs)
-
-
 def act(networks, runner, obs, noise):
     """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
-    Standard normal noise samples the policy, 0 takes its mean.
+    Standard normal noise samples the policy, 0 takes its mean. Training, evaluation and the policy that a run exports
+    all act by this; the exported one has neither `runner.buffer` nor `runner.env_state`.
     """
-    mean, log_std = action_distribution(actor_output(networks, runner, obs))
-    return jnp.tanh(mean + jnp.exp(log_std) * noise)
+    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
+    return action
 
 
 def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
@@ -427,6 +425,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     env = env or envs.make(args.env_id, args.backend)
     eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
     episode_length = args.episode_length or env.episode_length
+    eval_length = args.episode_length or eval_env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
@@ -463,7 +462,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         def step(env_state, noise):
             state, _ = split_obs(env_state.obs)
-            action, _ = sample_action(actor_output(networks, runner, env_state.obs), noise)
+            action = act(networks, runner, env_state.obs, noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_state, _ = split_obs(env_state.info["next_obs"])
@@ -499,7 +498,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
         policy = partial(act, networks, runner)
-        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, episode_length, args.eval_noise)
+        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:

@@ -138,10 +138,13 @@ def log_prob_of(actor_out, u):
     return log_prob.sum(-1)
 
 
-def sample_u(actor_out, key):
-    """Draws u, (..., action_dim), whose tanh is an action; u itself, since tanh loses digits where it saturates."""
+def sample_u(actor_out, noise):
+    """u, (..., action_dim) as the noise, whose tanh is an action; u itself, since tanh loses digits where it saturates.
+
+    Standard normal noise samples the policy, 0 takes its mean.
+    """
     mean, log_std = action_distribution(actor_out)
-    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    return mean + jnp.exp(log_std) * noise
 
 
 # ---- observation statistics ------------------------------------------------------------------------------------------
@@ -220,7 +223,8 @@ def ppo_loss(params, batch, key, networks, args):
     log_ratio = log_prob_of(actor_out, batch.u) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - args.clip_eps, 1 + args.clip_eps)
-    entropy = -jnp.mean(log_prob_of(actor_out, sample_u(actor_out, key)))
+    noise = jax.random.normal(key, batch.u.shape)
+    entropy = -jnp.mean(log_prob_of(actor_out, sample_u(actor_out, noise)))
     actor_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage)) - args.entropy_coef * entropy
     value = networks.critic.apply(params["critic"], batch.obs)[..., 0]
     critic_loss = jnp.mean((value - batch.target_value) ** 2)
@@ -307,10 +311,10 @@ def actor_output(networks, runner, obs):
 def act(networks, runner, obs, noise):
     """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
-    Standard normal noise samples the policy, 0 takes its mean.
+    Standard normal noise samples the policy, 0 takes its mean. Evaluation and the policy that a run exports act by
+    this; the exported one has no `runner.env_state`.
     """
-    mean, log_std = action_distribution(actor_output(networks, runner, obs))
-    return jnp.tanh(mean + jnp.exp(log_std) * noise)
+    return jnp.tanh(sample_u(actor_output(networks, runner, obs), noise))
 
 
 def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
@@ -355,6 +359,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     env = env or envs.make(args.env_id, args.backend, args.dense_reward)
     eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
     episode_length = args.episode_length or env.episode_length
+    eval_length = args.episode_length or eval_env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
@@ -376,7 +381,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         def step(env_state, key):
             obs = env_state.obs
             actor_out = actor_output(networks, runner, obs)
-            u = sample_u(actor_out, key)
+            u = sample_u(actor_out, jax.random.normal(key, (args.num_envs, env.action_size)))
             env_state = train_env.step(env_state, jnp.tanh(u))
             terminated = env_state.done - env_state.info["truncation"]
             transition = Transition(
@@ -430,7 +435,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
         policy = partial(act, networks, runner)
-        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, episode_length, args.eval_noise)
+        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:

@@ -333,18 +333,14 @@ def make_schedule(args):
     return Schedule(steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
 
 
-def actor_output(networks, runner, obs):
-    """The actor's output for observations (..., observation_size)."""
-    return networks.actor.apply(runner.params["actor"], obs)
-
-
 def act(networks, runner, obs, noise):
     """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
 
-    Standard normal noise samples the policy, 0 takes its mean.
+    Standard normal noise samples the policy, 0 takes its mean. Training, evaluation and the policy that a run exports
+    all act by this; the exported one has neither `runner.buffer` nor `runner.env_state`.
     """
-    mean, log_std = action_distribution(actor_output(networks, runner, obs))
-    return jnp.tanh(mean + jnp.exp(log_std) * noise)
+    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
+    return action
 
 
 def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
@@ -389,6 +385,7 @@ def make_train(args, env=None, eval_env=None, log=None):
     env = env or envs.make(args.env_id, args.backend, args.dense_reward)
     eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
     episode_length = args.episode_length or env.episode_length
+    eval_length = args.episode_length or eval_env.episode_length
     train_env = envs.wrap(env, args.num_envs, episode_length)
 
     networks = make_networks(args, env)
@@ -425,7 +422,7 @@ def make_train(args, env=None, eval_env=None, log=None):
 
         def step(env_state, noise):
             state, _ = split_obs(env_state.obs)
-            action, _ = sample_action(actor_output(networks, runner, env_state.obs), noise)
+            action = act(networks, runner, env_state.obs, noise)
             traj_id = env_state.info["traj_id"]
             env_state = train_env.step(env_state, action)
             next_state, goal = split_obs(env_state.info["next_obs"])  # arm_grasp's goal moves
@@ -466,7 +463,7 @@ def make_train(args, env=None, eval_env=None, log=None):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         eval_key, key = jax.random.split(runner.eval_key)
         policy = partial(act, networks, runner)
-        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, episode_length, args.eval_noise)
+        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
         if log is not None:

@@ -1,4 +1,4 @@
-"""From a clone to a film of a solved reacher: the README's first command, as printed, and how long it takes.
+"""From a clone to a film of a solved reacher: the README's first command, as printed, and how long and how much memory it takes.
 
     python benchmark/quickstart.py
 
@@ -7,6 +7,7 @@ In a fresh clone, with a fresh virtual environment and an empty home, so without
 
 import os
 import re
+import resource
 import subprocess
 import tempfile
 import time
@@ -23,7 +24,8 @@ def main():
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
         subprocess.run(command, shell=True, check=True, cwd=clone, env=os.environ | {"HOME": folder})
         (page,) = clone.glob("runs/*/film.html")
-        print(f"{time.time() - start:.0f} s from clone to film, {page.stat().st_size:,} bytes")
+        seconds, memory = time.time() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        print(f"{seconds:.0f} s from clone to film, {memory:.1f} GB at most, a page of {page.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def _add_shape(body, kind, rgba, **attributes):
 def _add_fingers(spec, hand):
     for name, quat in zip(_FINGERS, ((1, 0, 0, 0), (0, 0, 0, 1)), strict=True):
         finger = hand.add_body(name=name, pos=[0, 0, 0.0584], quat=quat)
-        finger.mass, finger.inertia, finger.explicitinertial = 0.015, [2.375e-6, 2.375e-6, 7.5e-7], True
+        finger.mass, finger.ipos, finger.inertia = 0.015, [0, 0, 0], [2.375e-6, 2.375e-6, 7.5e-7]
+        finger.explicitinertial = True
         joint = finger.add_joint(
             name=name, type=SLIDE, axis=[0, 1, 0], limited=True, range=[0, 0.05], armature=0.1, damping=[5, 0, 0]
         )

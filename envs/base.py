@@ -113,7 +113,7 @@ class GoalEnv(PipelineEnv):
     goal_reach_easy: float | None = None
     goal_reach_hard: float | None = None
     episode_length: int = 1000  # recommended, in steps
-    benchmark_backend: str  # the pipeline of the published results
+    benchmark_backend: str = "mjx"  # the pipeline of the published results, for accelerators
     cpu_backend: str = "mujoco"  # the pipeline to take where there is no accelerator
     backends: tuple[str, ...] = BACKENDS
     view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
@@ -193,10 +193,21 @@ class GoalEnv(PipelineEnv):
         return self.goal_metrics(self.achieved(next_state), goal)["success"]
 
     def reset(self, rng: jax.Array) -> State:
-        physics = self.pipeline_init(*self.start(rng))
+        q, qd = self.start(rng)
+        self._check_size("the start's positions", q, self.sys.q_size())
+        self._check_size("the start's velocities", qd, self.sys.qd_size())
+        physics = self.pipeline_init(q, qd)
         state, goal = self.get_state(physics, jnp.zeros(self.sys.act_size())), self.get_goal(physics)
+        self._check_size("the state", state, self.state_dim)
+        self._check_size("the goal", goal, len(self.goal_indices))
+        if not all(0 <= i < self.state_dim for i in self.goal_indices):  # JAX would take the last entry
+            raise ValueError(f"{type(self).__name__}: goal_indices {self.goal_indices} in a state of {self.state_dim}")
         metrics = self.goal_metrics(self.achieved(state), goal) | {"unstable": jnp.zeros(())}
         return State(physics, jnp.concatenate([state, goal]), jnp.zeros(()), jnp.zeros(()), metrics)
+
+    def _check_size(self, what: str, vector: jax.Array, size: int):
+        if vector.shape != (size,):
+            raise ValueError(f"{type(self).__name__}: the shape of {what} is {vector.shape}, not {(size,)}")
 
     def step(self, state: State, action: jax.Array) -> State:
         action = jnp.clip(action, -1.0, 1.0)

@@ -17,7 +17,7 @@ class Line(envs.GoalEnv):
     """Walks from -4.5 … 2.5 towards a goal at 0 or beyond; beyond 3 the episode ends, and what follows is at 0."""
 
     state_dim, goal_indices, goal_reach_thresh = 1, (0,), 1.0
-    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 1)
+    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 1, q_size=lambda: 1, qd_size=lambda: 0)
 
     def __init__(self):
         pass
@@ -99,6 +99,56 @@ class Treadmill(Line):
         return {"x": physics["x"], "ended": jnp.bool_(self.ends)}
 
 
+SMALL = dict(num_envs=4, num_eval_envs=1, num_evals=1, width=8, depth=1)
+
+
+@pytest.mark.parametrize("module", [crl_jax, sac_her_jax, ppo_jax])
+def test_another_task_is_evaluated_for_its_own_length(module, monkeypatch):
+    class Longer(Treadmill):
+        episode_length = 5
+
+    evaluated = set()
+
+    def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
+        evaluated.add((type(env), episode_length))
+        return {}
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    sizes = dict(num_minibatches=2) if module is ppo_jax else dict(batch_size=4)
+    args = module.Args(unroll_length=8, total_timesteps=320, **sizes, **SMALL)
+    init, train = module.make_train(args, Treadmill(ends=False), Longer(ends=False))
+    jax.eval_shape(lambda key: train(init(key), 1), jax.random.key(0))
+    assert evaluated == {(Longer, 5)}
+
+
+@pytest.mark.parametrize("module", [crl_jax, sac_her_jax])
+def test_act_is_what_training_acts_by(module, monkeypatch):
+    """A fork that changes it changes what comes into the buffer."""
+    monkeypatch.setattr(module, "act", lambda networks, runner, obs, noise: jnp.full_like(noise, 0.25))
+    args = module.Args(unroll_length=4, total_timesteps=64, learning_starts=8, buffer_size=8, **SMALL)
+    init, _ = module.make_train(args, Treadmill(ends=False))
+    np.testing.assert_array_equal(jax.jit(init)(jax.random.key(0)).buffer.data.action[:4], 0.25)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (dict(state_dim=2), r"Wrong: the shape of the state is \(1,\), not \(2,\)"),
+        (dict(goal_indices=(0, 0)), r"Wrong: the shape of the goal is \(1,\), not \(2,\)"),
+        (dict(goal_indices=(1,)), r"Wrong: goal_indices \(1,\) in a state of 1"),
+        (dict(start=lambda self, key: (jnp.zeros(2), jnp.zeros(0))), r"of the start's positions is \(2,\), not \(1,\)"),
+        (
+            dict(start=lambda self, key: (jnp.zeros(1), jnp.zeros(1))),
+            r"of the start's velocities is \(1,\), not \(0,\)",
+        ),
+    ],
+)
+def test_a_task_with_wrong_sizes_is_refused(mistake, message):
+    """JAX would clamp an index and broadcast a shape, and the training would be of something else."""
+    with pytest.raises(ValueError, match=message):
+        type("Wrong", (Line,), mistake)().reset(jax.random.key(0))
+
+
 class Broken(Treadmill):
     """At its goal, with physics that answer with a NaN."""
 
@@ -126,9 +176,7 @@ def test_value_of_what_follows_a_truncation_but_not_a_termination(ends):
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_sac_remembers_which_steps_terminated(ends):
-    args = sac_her_jax.Args(
-        num_envs=4, unroll_length=4, total_timesteps=64, num_evals=1, learning_starts=8, buffer_size=8, width=8, depth=1
-    )
+    args = sac_her_jax.Args(unroll_length=4, total_timesteps=64, learning_starts=8, buffer_size=8, **SMALL)
     init, _ = sac_her_jax.make_train(args, Treadmill(ends))
     data = jax.jit(init)(jax.random.key(0)).buffer.data
     np.testing.assert_array_equal(data.terminated[:4], ends)

@@ -126,7 +126,8 @@ def test_policy_stands_alone(finished):
     obs = jax.random.normal(jax.random.key(0), (5, env.observation_size))
     policy = jax.export.deserialize(bytearray((directory / "policy.jax").read_bytes()))
     networks, noise = module.make_networks(args, env), jax.random.normal(jax.random.key(1), (5, env.action_size))
-    mean, log_std = module.action_distribution(module.actor_output(networks, runner, obs))
+    seen = module.normalize(runner.statistics, obs) if script == "ppo_jax" else obs
+    mean, log_std = module.action_distribution(networks.actor.apply(runner.params["actor"], seen))
     np.testing.assert_allclose(policy.call(obs, noise), np.tanh(mean + np.exp(log_std) * noise), rtol=1e-5)
     np.testing.assert_allclose(policy.call(obs, 0 * noise), np.tanh(mean), rtol=1e-5)
     assert info["epoch"] == 12 and info["steps"] == scalars(directory)["eval/success_rate"][-1][0]

@@ -142,6 +142,26 @@ def test_every_flag_changes_the_program(script):
         assert program(dataclasses.replace(base, **{name: value})) != original, name
 
 
+@pytest.mark.parametrize(
+    ("script", "env_id"), [*((script, "reacher") for script in SCRIPTS), ("crl_jax", "ant"), ("crl_jax", "cheetah")]
+)
+def test_lowers_for_accelerators(script, env_id):
+    """On a machine without one: on the benchmark's own pipelines, of which there are three, both functions of the
+    training are translated for it."""
+    module = importlib.import_module(script)
+    backend = {"reacher": "generalized", "ant": "spring", "cheetah": "mjx"}[env_id]
+    sizes = SIZES | {"backend": backend}
+    names = {field.name for field in dataclasses.fields(module.Args)}
+    args = module.Args(env_id=env_id, **{name: value for name, value in sizes.items() if name in names})
+    init, train = module.make_train(args)
+    key = jax.random.key(0)
+    runner = jax.eval_shape(init, key)
+    traces = jax.jit(init).trace(key), jax.jit(train, static_argnums=1).trace(runner, 1)
+    for platform in ("cuda", "tpu"):
+        _, text = (trace.lower(lowering_platforms=(platform,)).as_text() for trace in traces)
+        assert "stablehlo.while" in text
+
+
 def part(module, name):
     """Source of a name of the module, or of a function inside `make_train`."""
     if hasattr(module, name):
@@ -155,10 +175,10 @@ def part(module, name):
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SCRIPTS, 2)))
 def test_what_scripts_share_is_the_same_word_for_word(one, other):
     one, other = map(importlib.import_module, (one, other))
-    shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "act", "evaluate", "train", "main"]
+    shared = ["Layer", "ResidualBlock", "MLP", "action_distribution", "Schedule", "evaluate", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
         shared += ["sample_action", "Buffer", "buffer_init", "buffer_add", "unroll", "epoch", "split_obs"]
-        shared += ["actor_output", "correlate"]
+        shared += ["act", "correlate"]
     for name in shared:
         # CRL never looks at a reward, and SAC's transitions have other fields.
         texts = {part(module, name).replace(", args.dense_reward", "") for module in (one, other)}

@@ -547,6 +547,15 @@ def test_the_hand_carries_the_cube_to_the_other_bin():
     assert state.metrics["success"] == 1
 
 
+def test_fingers_weigh_where_their_joints_are():
+    """The published inertia is about the origin of a finger's frame."""
+    model = native("arm_push_easy").sys.mj_model
+    for name in ("left_finger", "right_finger"):
+        body = model.body(name)
+        np.testing.assert_array_equal(body.ipos, 0)
+        np.testing.assert_allclose([body.mass[0], *body.inertia], [0.015, 2.375e-6, 2.375e-6, 7.5e-7])
+
+
 def test_the_hand_does_not_sink():
     """Its servos hold it where it is, since nothing but the fingers weighs on them."""
     state = first_start("arm_binpick_easy_eef")
