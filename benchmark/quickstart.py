@@ -1,4 +1,4 @@
-"""From a clone to a film of a solved reacher: the README's first command, as printed, and how long and how much memory it takes.
+"""From a clone to a film of a solved reacher: the README's first command, as printed, with its time and memory.
 
     python benchmark/quickstart.py
 

@@ -1,7 +1,9 @@
 """What the README shows works as printed."""
 
+import argparse
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -70,11 +72,27 @@ def test_commands_in_tables(monkeypatch):
         parse(shlex.split(command), monkeypatch)
 
 
+class Parsed(Exception):
+    """A program has read its flags."""
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "benchmark/" in command])
 def test_commands_of_benchmarks(command, monkeypatch):
-    """They take minutes: each program is there, and the flags that it hands to a script are read."""
+    """They take minutes: each program is there, and its flags and those that it hands to a script are read."""
     program, *words = shlex.split(command.removeprefix(PYTHON))
     assert (ROOT / program).exists()
+    if words:
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def only_parse(*args):
+            parse_args(*args)
+            raise Parsed
+
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        monkeypatch.syspath_prepend(ROOT / "benchmark")
+        with pytest.raises(Parsed):
+            runpy.run_path(str(ROOT / program), run_name="__main__")
     if words and SCRIPT.match(words[0]):
         parse([words[0], *words[words.index("--") + 1 :]] if "--" in words else words, monkeypatch)
 
