@@ -31,16 +31,16 @@ run arm_reach sac_her "1 2 3 4 5" sac_her_jax.py --total-timesteps 300000 --num-
 run arm_reach sac "1 2 3 4 5" sac_her_jax.py --her-ratio 0 --total-timesteps 300000 --num-evals 10 --num-eval-envs 32
 run arm_reach ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run cheetah crl "1 2 3 4 5" crl_jax.py --num-envs 64 --anneal-lr --total-timesteps 1000000 $brief
-run cheetah sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --total-timesteps 1000000 $brief
-run cheetah sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --total-timesteps 1000000 $brief
+run cheetah sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --gamma 0.99 --total-timesteps 1000000 $brief
+run cheetah sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.99 --total-timesteps 1000000 $brief
 run cheetah ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_u_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 $brief
 run simple_u_maze sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --gamma 0.99 $brief
 run simple_u_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.99 $brief
 run simple_u_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run simple_big_maze crl "1 2 3 4 5" crl_jax.py --num-envs 64 --random-goals 0.5 --gamma 0.97 --total-timesteps 2000000 $brief
-run simple_big_maze sac_her "1 2 3" sac_her_jax.py --num-envs 64 --gamma 0.99 --total-timesteps 2000000 $brief
-run simple_big_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.97 --total-timesteps 2000000 $brief
+run simple_big_maze sac_her "1 2 3 4 5" sac_her_jax.py --num-envs 64 --gamma 0.99 --total-timesteps 2000000 $brief
+run simple_big_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 --gamma 0.99 --total-timesteps 2000000 $brief
 run simple_big_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
@@ -49,7 +49,7 @@ run ant ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 14000000 -
 run ant_u_maze crl "1 2 3" crl_jax.py $hard --total-timesteps 7000000 $long
 run ant_u_maze sac_her "1 2" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
 run ant_u_maze sac "1 2" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
-run ant_u_maze ppo_dense "1 2" ppo_jax.py --dense-reward --total-timesteps 7000000 --num-eval-envs 64
+run ant_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 7000000 --num-eval-envs 64
 run arm_push_easy crl "1 2 3" crl_jax.py $hard --total-timesteps 4000000 $long
 run arm_push_easy sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --total-timesteps 3000000 $long
 run arm_push_easy sac "1 2 3" sac_her_jax.py --her-ratio 0 --target-entropy -1 --total-timesteps 3000000 $long
