@@ -150,7 +150,7 @@ def test_lowers_for_accelerators(script, env_id):
     training are translated for it."""
     module = importlib.import_module(script)
     backend = {"reacher": "generalized", "ant": "spring", "cheetah": "mjx"}[env_id]
-    sizes = SIZES | {"backend": backend}
+    sizes = SIZES | {"backend": backend, "learning_starts": 8}
     names = {field.name for field in dataclasses.fields(module.Args)}
     args = module.Args(env_id=env_id, **{name: value for name, value in sizes.items() if name in names})
     init, train = module.make_train(args)
@@ -158,8 +158,9 @@ def test_lowers_for_accelerators(script, env_id):
     runner = jax.eval_shape(init, key)
     traces = jax.jit(init).trace(key), jax.jit(train, static_argnums=1).trace(runner, 1)
     for platform in ("cuda", "tpu"):
-        _, text = (trace.lower(lowering_platforms=(platform,)).as_text() for trace in traces)
-        assert "stablehlo.while" in text
+        for trace in traces:
+            text = trace.lower(lowering_platforms=(platform,)).as_text()
+            assert "stablehlo.while" in text or (script == "ppo_jax" and trace is traces[0])  # which has no warm-up
 
 
 def part(module, name):
