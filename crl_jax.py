@@ -204,8 +204,8 @@ def sample_pairs(buffer, key, batch_shape, gamma):
 
     The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
     the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
-    In O(1), the inverse of the distribution function (1 - γ^k) / (1 - γ^n) at a uniform u:
-    k = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
+    Costs O(1): k = ⌈log(1 - u (1 - γ^n)) / log γ⌉, with a uniform u, inverts the distribution function
+    (1 - γ^k) / (1 - γ^n).
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key = jax.random.split(key, 3)
