@@ -20,7 +20,7 @@ class Scripted(envs.GoalEnv):
     """A task without a model. The state is (start, steps), start and goal are random, and actions say what happens."""
 
     state_dim, goal_indices, goal_reach_thresh = 2, (0,), 0.5
-    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 2)
+    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 2, q_size=lambda: 2, qd_size=lambda: 2)
 
     def __init__(self):
         pass
