@@ -6,6 +6,7 @@ import inspect
 import itertools
 
 import jax
+import jax.export
 import mujoco
 import numpy as np
 import pytest
@@ -27,14 +28,19 @@ PHYSICS = (  # one id of each model; those of the others differ in where things 
 )  # fmt: skip
 
 
+def make_args(module, **flags):
+    """SIZES and other flags, those of them that the script has."""
+    names = {field.name for field in dataclasses.fields(module.Args)}
+    return module.Args(**{name: value for name, value in (SIZES | flags).items() if name in names})
+
+
 @pytest.mark.parametrize("env_id", envs.ENV_IDS)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_task_trains(script, env_id):
     """For a few updates, to the same bits again on any number of MuJoCo's threads; where only walls, starts or goals
     differ from another id, it is traced and not run."""
     module = importlib.import_module(script)
-    names = {field.name for field in dataclasses.fields(module.Args)}
-    args = module.Args(env_id=env_id, **{name: value for name, value in SIZES.items() if name in names})
+    args = make_args(module, env_id=env_id)
     env = envs.make(env_id, args.backend)
     init, train = module.make_train(args, env)
 
@@ -62,9 +68,7 @@ def test_every_task_trains(script, env_id):
 def test_an_ant_in_a_maze_trains_on_springs():
     """Which is what it takes on a CPU, where the test above takes MuJoCo."""
     crl_jax = importlib.import_module("crl_jax")
-    names = {field.name for field in dataclasses.fields(crl_jax.Args)}
-    sizes = {name: value for name, value in SIZES.items() if name in names} | {"backend": None}
-    init, train = crl_jax.make_train(crl_jax.Args(env_id="ant_ball_u_maze", **sizes))
+    init, train = crl_jax.make_train(make_args(crl_jax, env_id="ant_ball_u_maze", backend=None))
     runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
     data = runner.buffer.data
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params, data)))
@@ -75,10 +79,7 @@ def test_an_ant_in_a_maze_trains_on_springs():
 def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
     """Nothing changes after the fourth epoch, the last, though one may go on."""
     module = importlib.import_module(script)
-    names = {field.name for field in dataclasses.fields(module.Args)}
-    sizes = {name: value for name, value in SIZES.items() if name in names}
-    args = module.Args(**sizes | dict(anneal_lr=anneal_lr, total_timesteps=88, num_evals=4))
-    init, train = module.make_train(args)
+    init, train = module.make_train(make_args(module, anneal_lr=anneal_lr, total_timesteps=88, num_evals=4))
     one_epoch = jax.jit(train, static_argnums=1)
     runner, params = jax.jit(init)(jax.random.key(0)), []
     for _ in range(5):
@@ -147,20 +148,18 @@ def test_every_flag_changes_the_program(script):
 )
 def test_lowers_for_accelerators(script, env_id):
     """On a machine without one: on the benchmark's own pipelines, of which there are three, both functions of the
-    training are translated for it."""
+    training are exported for it."""
     module = importlib.import_module(script)
     backend = {"reacher": "generalized", "ant": "spring", "cheetah": "mjx"}[env_id]
-    sizes = SIZES | {"backend": backend, "learning_starts": 8}
-    names = {field.name for field in dataclasses.fields(module.Args)}
-    args = module.Args(env_id=env_id, **{name: value for name, value in sizes.items() if name in names})
-    init, train = module.make_train(args)
-    key = jax.random.key(0)
+    init, train = module.make_train(make_args(module, env_id=env_id, backend=backend, learning_starts=8))
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     runner = jax.eval_shape(init, key)
-    traces = jax.jit(init).trace(key), jax.jit(train, static_argnums=1).trace(runner, 1)
+    functions = (jax.jit(init), key), (jax.jit(lambda runner: train(runner, 1)), runner)
     for platform in ("cuda", "tpu"):
-        for trace in traces:
-            text = trace.lower(lowering_platforms=(platform,)).as_text()
-            assert "stablehlo.while" in text or (script == "ppo_jax" and trace is traces[0])  # which has no warm-up
+        exports = [jax.export.export(function, platforms=[platform])(argument) for function, argument in functions]
+        assert all(exported.platforms == (platform,) for exported in exports)
+        loops = ["stablehlo.while" in exported.mlir_module() for exported in exports]
+        assert loops == [script != "ppo_jax", True]  # PPO has no warm-up
 
 
 def part(module, name):
