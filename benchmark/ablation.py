@@ -3,7 +3,8 @@
     python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
 
 Every energy with every contrastive loss, and what the flags behind -- say with other networks, batches, numbers of
-updates and so on. `--alone energy batch_size` tries these choices only, one at a time, where a training takes long.
+updates and so on. `--alone energy batch_size` tries these choices only, one at a time, where a training takes long;
+`residual` stands for residual blocks with all that they need.
 Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
 greatest seed. `--csv FILE` adds each training to FILE when it ends; those that FILE has already are not run again.
 """
@@ -55,10 +56,12 @@ def flags_of(changes):
 
 
 def changes_of(base, alone):
-    """What each variant changes of `base`, a dict of flags, by its name; with `alone` one of these flags at most."""
+    """What each variant changes of `base`, a dict of flags, by its name; with `alone` one of these flags at most, but
+    for the residual networks."""
     changes = [{flag: value for flag, value in variant.items() if value != base[flag]} for variant in VARIANTS]
     if alone:
-        changes = [each for each in changes if len(each) < 2 and set(each) <= set(alone)]
+        few = [each for each in changes if len(each) < 2 and set(each) <= set(alone)]
+        changes = few + [each for each in changes if "residual" in each and "residual" in alone]
     return {flags_of(each): each for each in changes}
 
 

@@ -1,14 +1,16 @@
-"""What CRL asks of any device, for each update: floating point operations, and bytes read and written, as XLA counts
-them before it optimises the program. Prints a row of a table.
+"""What CRL asks of any device: floating point operations, and bytes read and written, as XLA counts them before it
+optimises the program. Prints a row of a table.
 
-    python benchmark/cost.py --env-id reacher
+    python benchmark/cost.py --env-id reacher --backend generalized    # the peer's physics; native MuJoCo is not XLA's
     .venv-peer/bin/python benchmark/peer_speed.py crl --cost --env-id reacher    # peer.py makes this environment
 
 Settings: `equal_settings.py`. XLA counts the body of a loop once, so an iteration's count less those of the bodies of
-its unroll and of its updates is that of what happens between the two: filling the buffer and drawing the batches.
+its unroll and of its updates is that of what happens between the two: filling the buffer and drawing the batches. A
+whole iteration has the bodies as often as they run; loops within the physics count once.
 """
 
 import argparse
+import dataclasses
 from unittest import mock
 
 import jax
@@ -60,15 +62,20 @@ def cost(program):
     return analysis["flops"], analysis["bytes accessed"]
 
 
-def report(name, start_training, unroll_length, updates):
-    """Prints the row, for a training of so many steps and updates in an iteration."""
+def report(name, start_training, num_envs, unroll_length, updates):
+    """Prints the row, for a training of so many environments, steps of each and updates in an iteration."""
     program = program_of_iteration(start_training)
     unroll = next(bodies_of_scans(program.jaxpr, unroll_length))
     *_, update = bodies_of_scans(program.jaxpr, updates)  # it comes after the unroll, which can be as long
-    (_, all_bytes), (_, step_bytes), (flops, size) = map(cost, (program, unroll, update))
+    (all_flops, all_bytes), (step_flops, step_bytes), (flops, size) = map(cost, (program, unroll, update))
     batch = (all_bytes - step_bytes - size) / updates
-    print("| | MFLOP an update | MB an update | MB a batch |\n| --- | --- | --- | --- |")
-    print(f"| {name} | {flops / 1e6:,.0f} | {size / 1e6:,.1f} | {batch / 1e6:,.2f} |")
+    steps = num_envs * unroll_length
+    step_mflop = (all_flops + (unroll_length - 1) * step_flops + (updates - 1) * flops) / steps / 1e6
+    step_mb = (all_bytes + (unroll_length - 1) * step_bytes + (updates - 1) * size) / steps / 1e6
+    print("| | MFLOP an update | MB an update | MB a batch | MFLOP a step, all in all | MB a step |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    cells = f"{flops / 1e6:,.0f}", f"{size / 1e6:,.1f}", f"{batch / 1e6:,.2f}", f"{step_mflop:,.1f}", f"{step_mb:,.2f}"
+    print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main():
@@ -77,12 +84,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="reacher")
     parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--backend", help="physics; by default the one that the task has on this machine")
     given = parser.parse_args()
     module, args = make_args("crl", given.env_id, given.num_envs, ITERATIONS, epochs=1)
+    args = dataclasses.replace(args, backend=given.backend)
     init, train = module.make_train(args)
     runner = jax.eval_shape(init, jax.random.key(0))
     updates = module.make_schedule(args).updates_per_iteration
-    report("this", lambda: train(runner, 1), args.unroll_length, updates)
+    report("this", lambda: train(runner, 1), args.num_envs, args.unroll_length, updates)
 
 
 if __name__ == "__main__":

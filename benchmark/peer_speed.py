@@ -66,7 +66,8 @@ def train():
 
 if args.cost:
     # Each environment gives a window of an episode's length, less one step, to the batches.
-    cost.report("jaxgcrl", train, UNROLL, args.num_envs * (config.episode_length - 1) // agent.batch_size)
+    updates = args.num_envs * (config.episode_length - 1) // agent.batch_size
+    cost.report("jaxgcrl", train, args.num_envs, UNROLL, updates)
     sys.exit()
 try:
     train()
