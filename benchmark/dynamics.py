@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["JAX_ENABLE_X64"] = "1"  # in single precision, contacts make rounding visible
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +89,7 @@ def main():
     parser.add_argument("--peer", default=".venv-peer/bin/python", help="the Python that has jaxgcrl")
     parser.add_argument("--as-peer", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)  # in single precision, contacts make rounding visible
     if args.as_peer:
         return peer(args.as_peer)
     results = {env_id: ours(env_id) for env_id in ENV_IDS}

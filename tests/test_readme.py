@@ -91,7 +91,6 @@ def test_commands_of_benchmarks(command, monkeypatch):
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
         monkeypatch.setattr(sys, "argv", [program, *words])
         monkeypatch.syspath_prepend(ROOT / "benchmark")
-        monkeypatch.setenv("JAX_ENABLE_X64", "0")  # dynamics.py sets it: this restores it at the end
         with pytest.raises(Parsed):
             runpy.run_path(str(ROOT / program), run_name="__main__")
     if words and SCRIPT.match(words[0]):
