@@ -67,11 +67,14 @@ def report(name, start_training, num_envs, unroll_length, updates):
     program = program_of_iteration(start_training)
     unroll = next(bodies_of_scans(program.jaxpr, unroll_length))
     *_, update = bodies_of_scans(program.jaxpr, updates)  # it comes after the unroll, which can be as long
-    (all_flops, all_bytes), (step_flops, step_bytes), (flops, size) = map(cost, (program, unroll, update))
+    costs = [cost(each) for each in (program, unroll, update)]
+    (_, all_bytes), (_, step_bytes), (flops, size) = costs
     batch = (all_bytes - step_bytes - size) / updates
     steps = num_envs * unroll_length
-    step_mflop = (all_flops + (unroll_length - 1) * step_flops + (updates - 1) * flops) / steps / 1e6
-    step_mb = (all_bytes + (unroll_length - 1) * step_bytes + (updates - 1) * size) / steps / 1e6
+    step_mflop, step_mb = (
+        (once + (unroll_length - 1) * step + (updates - 1) * update) / steps / 1e6
+        for once, step, update in zip(*costs, strict=True)
+    )
     print("| | MFLOP an update | MB an update | MB a batch | MFLOP a step, all in all | MB a step |")
     print("| --- | --- | --- | --- | --- | --- |")
     cells = f"{flops / 1e6:,.0f}", f"{size / 1e6:,.1f}", f"{batch / 1e6:,.2f}", f"{step_mflop:,.1f}", f"{step_mb:,.2f}"
