@@ -3,8 +3,7 @@
     python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
 
 Every energy with every contrastive loss, and what the flags behind -- say with other networks, batches, numbers of
-updates and so on. `--alone energy batch_size` tries these choices only, one at a time, where a training takes long;
-`residual` stands for residual blocks with all that they need.
+updates and so on. Where a training takes long, `--only energy batch_size` tries the variants that change no other flag.
 Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
 greatest seed. `--csv FILE` adds each training to FILE when it ends; those that FILE has already are not run again.
 """
@@ -55,14 +54,10 @@ def flags_of(changes):
     return " ".join(words) or "default"
 
 
-def changes_of(base, alone):
-    """What each variant changes of `base`, a dict of flags, by its name; with `alone` one of these flags at most, but
-    for the residual networks."""
+def changes_of(base, only):
+    """What each variant changes of `base`, a dict of flags, by its name; no other flags than `only`, if given."""
     changes = [{flag: value for flag, value in variant.items() if value != base[flag]} for variant in VARIANTS]
-    if alone:
-        few = [each for each in changes if len(each) < 2 and set(each) <= set(alone)]
-        changes = few + [each for each in changes if "residual" in each and "residual" in alone]
-    return {flags_of(each): each for each in changes}
+    return {flags_of(each): each for each in changes if not only or set(each) <= set(only)}
 
 
 def train(args, seeds):
@@ -90,7 +85,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--csv", type=Path, required=True)
     choices = sorted(set().union(*VARIANTS))
-    parser.add_argument("--alone", nargs="+", choices=choices, metavar="FLAG", help="only these choices, one at a time")
+    parser.add_argument("--only", nargs="+", choices=choices, metavar="FLAG", help="only variants of these flags")
     parser.epilog = "What follows -- are flags for crl_jax.py."
     given = parser.parse_args(own)
     flags += ["--env-id", given.env_id]
@@ -101,7 +96,7 @@ def main():
     with given.csv.open() as file:
         known = [row for row in csv.DictReader(file) if row["flags"] == flags and int(row["seed"]) in given.seeds]
     print("| | success rate | time near goal | seconds |\n| --- | --- | --- | --- |")
-    for name, changes in changes_of(base, given.alone).items():
+    for name, changes in changes_of(base, given.only).items():
         rows = [row for row in known if row["variant"] == name]
         missing = [seed for seed in given.seeds if str(seed) not in {row["seed"] for row in rows}]
         for seed, success, near, seconds in train(crl_jax.Args(**base | changes), missing) if missing else ():
