@@ -351,7 +351,7 @@ def make_schedule(args):
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.random_goals <= 1, "random_goals", "must lie between 0 and 1")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
-    check(args.target_entropy < math.log(2), "target_entropy", "must be below log 2 = 0.69, that of uniform actions")
+    check(args.target_entropy < 0.68, "target_entropy", "must be below 0.68, the most that tanh of a Gaussian has")
     blocks, rest = divmod(args.depth, 4)
     check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
     need = max(args.learning_starts, args.unroll_length)

@@ -61,7 +61,7 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     clip_eps: float = 0.2  # ε, how far from 1 a ratio of probabilities may go until no more is gained
     entropy_coef: float = 1e-3  # weight β of the entropy bonus
     normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
-    normalize_observations: bool = True  # by mean and standard deviation of all observations so far
+    normalize_observations: bool = True  # by mean and standard deviation in all rollouts before
     learning_rate: float = 3e-4  # Adam's learning rate
     anneal_lr: bool = False  # let it fall linearly, to 0 at the end of the run
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm

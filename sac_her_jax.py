@@ -309,7 +309,7 @@ def make_schedule(args):
         check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
     check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
     check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
-    check(args.target_entropy < math.log(2), "target_entropy", "must be below log 2 = 0.69, that of uniform actions")
+    check(args.target_entropy < 0.68, "target_entropy", "must be below 0.68, the most that tanh of a Gaussian has")
     check(args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
     check(0 < args.tau <= 1, "tau", "must lie between 0, excluded, and 1")
     blocks, rest = divmod(args.depth, 4)

@@ -27,7 +27,7 @@ class RunArgs:
     num_seeds: int = 1  # trainings at once, with the seeds from `seed` on
     exp_name: str | None = None  # name of the experiment, part of the run directory's name; None: the script's
     runs_dir: str = "runs"  # folder in which the run's own directory is made
-    checkpoint_every: int = 5  # epochs between two checkpoints, at most; the last epoch has one too
+    checkpoint_every: int = 5  # epochs between two checkpoints, rounded down to a divisor of the run's
     keep_checkpoints: int = 1  # newest checkpoints that stay on disk
     capture_video: bool = False  # film the learned policy at the end: film.gif, film.html
     track: bool = False  # mirror the log to Weights & Biases
@@ -51,7 +51,9 @@ class RunArgs:
                     raise ValueError(f"--{flag} {value}: must be a number, at least {lowest} and less than 2**31")
 
 
-_OF_THE_PROCESS = {"resume", "evaluate", "compilation_cache"}  # flags that are no part of what a run computes
+_OF_THE_PROCESS = {"resume", "evaluate", "compilation_cache"}  # flags that are no part of a run
+OF_THE_MACHINE = {"capture_video", "track"}  # of a run, but a machine on which it goes on may not have what they need
+_OF_EVALUATION = {"seed", "num_eval_envs", "eval_env_id", "eval_noise", "episode_length", "backend"}
 
 
 def flags_of(args) -> dict:
@@ -115,10 +117,11 @@ def _flags_of_run(directory: str, flags_class: type[T]) -> T:
 def parse_args(flags_class: type[T]) -> T:
     """Reads the command line; a mistake ends the process with one line and exit code 2.
 
-    With `--resume RUN_DIR` the flags are those of that run. With `--evaluate RUN_DIR` too, but `seed` and
-    `num_eval_envs` are not, and what is about evaluation can be given anew.
+    With `--resume RUN_DIR` the flags are those of that run; `capture_video` and `track` can be given anew. With
+    `--evaluate RUN_DIR` too, but `seed` and `num_eval_envs` are not, and what is about evaluation can be given anew.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, until a run asks for more
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # which a shell script's jobs in the background ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process at once, until a run asks for more
     with mistakes_in_one_line():
         default = flags_class()
         given = _parse(default)
@@ -128,10 +131,10 @@ def parse_args(flags_class: type[T]) -> T:
             raise ValueError("--resume goes on with a run and --evaluate ends one: choose")
         if not (given.resume or given.evaluate):
             return given
-        run, free = _flags_of_run(given.resume or given.evaluate, flags_class), _OF_THE_PROCESS
+        run = _flags_of_run(given.resume or given.evaluate, flags_class)
         if given.evaluate:
             run = dataclasses.replace(run, seed=default.seed, num_eval_envs=default.num_eval_envs)
-            free = free | {"seed", "num_eval_envs", "eval_env_id", "eval_noise", "episode_length", "backend"}
+        free = _OF_THE_PROCESS | (_OF_EVALUATION if given.evaluate else OF_THE_MACHINE)
         given = _parse(run)
         for name, value in vars(given).items():
             if name not in free and value != getattr(run, name):

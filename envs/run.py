@@ -1,6 +1,7 @@
 """A run as its user sees it: directory, terminal, TensorBoard, checkpoints, film, and what ends it."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from envs import checkpoint, render
 from envs.base import GoalEnv
-from envs.cli import flags_of, mistakes_in_one_line, script_of
+from envs.cli import OF_THE_MACHINE, flags_of, mistakes_in_one_line, script_of
 
 _START = time.time()
 _COLUMNS = {  # on the terminal: title, width, precision
@@ -143,12 +144,13 @@ class Run:
             runner = self._restore(shapes) if self.args.resume else None
             self._open(shapes)
         heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-        for number in heard:
-            signal.signal(number, self._on_signal)
+        before = {number: signal.signal(number, self._on_signal) for number in heard}
         # In a thread of its own, so that signals are heard while XLA compiles or computes.
         future = ThreadPoolExecutor().submit(self._train, init, train, act, key, runner)
         while not (self._signal or future.done()):
             wait([future], timeout=0.1)  # if another thread of the process gets the signal, nothing wakes this one
+        for number, handler in before.items():
+            signal.signal(number, handler)  # from now on, and a second signal does not wait
         problem, code, error = "", 0, None
         if self._signal:
             problem, code = f"ended by {signal.Signals(self._signal).name}", 128 + self._signal
@@ -157,8 +159,6 @@ class Run:
                 traceback.print_exception(error)
             problem, code = f"error: {error}", 1
         if problem:
-            for number in heard:
-                signal.signal(number, signal.SIG_DFL)  # a second signal does not wait
             with self._saving:
                 for writer in self._writers:
                     writer.close()
@@ -201,15 +201,24 @@ class Run:
         folder, whole = self.directory / "checkpoints", self.directory.resolve().parent
         if not folder.is_dir() and (whole / "args.json").is_file():
             raise ValueError(f"{self.directory} is one seed of a run: go on with all, --resume {whole}")
+        self._lock()
         path, info = checkpoint.newest(folder)
         flags = json.loads(json.dumps(flags_of(self.args)))  # as args.json has them
         for name, value in info["flags"].items():
-            if value != flags[name]:
+            if value != flags[name] and name not in OF_THE_MACHINE:
                 wrong = f"{self.directory}/args.json has {name} {flags[name]}"
                 raise ValueError(f"{wrong}, but its checkpoint was written with {value}: put that back")
         self._epoch, self._steps, self._means = info["epoch"], info["steps"], info["means"]
         self._zero = _START - info["seconds"]
         return checkpoint.restore(path, shapes)
+
+    def _lock(self):
+        """Keeps others from the directory until the end of this process: they would delete each other's checkpoints."""
+        self._args_file = (self.directory / "args.json").open()
+        try:
+            fcntl.flock(self._args_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process trains in {self.directory}: end it first") from None
 
     def _open(self, shapes):
         """Makes the directory, or opens it again, and says what is going to happen."""
@@ -225,7 +234,13 @@ class Run:
             self.directory = _make_directory(args)
         if args.track:
             name = self.directory.resolve().name
-            wandb.init(id=name, name=name, dir=args.runs_dir, config=self._flags, sync_tensorboard=True, resume="allow")
+            run = dict(id=name, name=name, dir=args.runs_dir, config=self._flags)
+            try:
+                wandb.init(**run, sync_tensorboard=True, resume="allow")
+            except wandb.errors.Error as error:  # no login, no network
+                if not args.resume:
+                    self.directory.rmdir()
+                raise ValueError(f"--track: {' '.join(str(error).split())}") from error
         seeds = range(args.seed, args.seed + args.num_seeds) if args.num_seeds > 1 else ()
         flags_in = {self.directory: self._flags}
         flags_in |= {self.directory / f"seed_{i}": self._flags | {"seed": i, "num_seeds": 1} for i in seeds}
@@ -240,6 +255,8 @@ class Run:
             if args.resume:  # what was logged after the checkpoint is going to be logged again
                 writer.add_event(Event(step=self._steps + 1, session_log=SessionLog(status=SessionLog.START)))
             self._writers.append(writer)
+        if not args.resume:
+            self._lock()
         rows = "\n".join(f"| {name} | {value} |" for name, value in self._flags.items())
         texts = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self._flags.items()}
         self._add(hparams_pb(texts, trial_id=self.directory.resolve().name))

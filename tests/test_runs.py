@@ -1,6 +1,7 @@
 """What a run leaves on disk: checkpoints to go on from, a policy that stands alone, curves, films."""
 
 import dataclasses
+import fcntl
 import importlib
 import json
 import os
@@ -207,6 +208,10 @@ def test_other_mistakes_with_finished_runs(crl_run):
         assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
     code, _, err = run("--resume", str(crl_run), cwd=crl_run.parent, script="ppo_jax.py")
     assert code == 2 and "is a run of crl_jax.py: go on with that script" in err
+    with (crl_run / "args.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a training holds it
+        code, _, err = run("--resume", str(crl_run), cwd=crl_run.parent)
+        assert code == 2 and err == f"error: another process trains in {crl_run}: end it first\n"
     (crl_run / "policy.jax").write_bytes(b"no policy")
     code, _, err = run("--evaluate", str(crl_run), cwd=crl_run.parent)
     assert code == 2 and err.endswith("policy.jax is damaged\n")
@@ -306,9 +311,18 @@ def test_track_mirrors_to_wandb(tmp_path, monkeypatch):
     called = json.loads((tmp_path / "wandb.json").read_text())
     assert called["sync_tensorboard"] is True and called["id"] == only_run(tmp_path).name
     assert called["config"]["width"] == 8
-    (tmp_path / "wandb.py").write_text("raise ImportError")
-    code, out, err = run(*small, "--track", cwd=tmp_path)
-    assert code == 2 and err == "error: --track: wandb is not installed; pip install wandb\n" and out == ""
+    only_run(tmp_path).rename(tmp_path / "finished")
+    for stand_in, message in (
+        ("raise ImportError", "wandb is not installed; pip install wandb"),
+        ("class errors:\n    Error = OverflowError\ndef init(**_):\n    raise OverflowError('no\\nkey')", "no key"),
+    ):
+        (tmp_path / "wandb.py").write_text(stand_in)
+        code, out, err = run(*small, "--track", cwd=tmp_path)
+        assert code == 2 and err == f"error: --track: {message}\n" and out == ""
+        assert not list(tmp_path.glob("runs/*"))
+    # Without wandb the run goes on, or ends, as it would have without `--track`.
+    code, _, err = run("--resume", "finished", "--no-track", cwd=tmp_path)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("script", OF_SCRIPT)
@@ -438,17 +452,19 @@ def test_the_buffer_size_that_is_advised_would_do(monkeypatch):
 
 
 def test_nohup_keeps_its_word(tmp_path):
-    """A hangup ends a run, unless the process was started to ignore it."""
-    for handler, ended in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
-        before = signal.signal(signal.SIGHUP, handler)  # which processes hand on, as nohup does
+    """A signal ends a run, unless the process was started to ignore it."""
+    ignored = signal.SIGHUP, signal.SIGINT  # by nohup, and by what a shell script starts with &
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), *((number, signal.SIG_IGN) for number in ignored)):
+        before = signal.signal(number, handler)  # which processes hand on
         process = start(*flags(), cwd=tmp_path)
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
         for line in process.stdout:
             if line.split()[0].startswith("1/"):
-                process.send_signal(signal.SIGHUP)
+                process.send_signal(number)
                 break
         _, err = process.communicate(timeout=120)
-        assert ("ended by SIGHUP" in err, process.returncode == 128 + signal.SIGHUP) == (ended, ended), err
+        ended = handler == signal.SIG_DFL
+        assert (f"ended by {number.name}" in err, process.returncode == 128 + number) == (ended, ended), err
         assert ended or process.returncode == 0
 
 

@@ -205,7 +205,7 @@ def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
     ("flags", "message"),
     [
         (dict(noise_correlation=1.0), "--noise-correlation 1.0: must be less than 1"),
-        (dict(target_entropy=1.0), "--target-entropy 1.0: must be below log 2"),
+        (dict(target_entropy=1.0), "--target-entropy 1.0: must be below 0.68"),
         (dict(her_ratio=1.5), "--her-ratio 1.5: must lie between 0 and 1"),
         (dict(her_strategy="last"), "--her-strategy last: choose one of future, final"),
         (dict(tau=0.0), "--tau 0.0: must lie between 0"),

@@ -140,7 +140,7 @@ NONSENSE = [
     (dict(buffer_size=3), "--buffer-size 3: at least 12"),
     (dict(unroll_length=6, num_envs=3), "--unroll-length 6: .* multiple of 8 .* try 8"),
     (dict(noise_correlation=1.0), "--noise-correlation 1.0: must be less than 1"),
-    (dict(target_entropy=1.0), "--target-entropy 1.0: must be below log 2"),
+    (dict(target_entropy=1.0), "--target-entropy 1.0: must be below 0.68"),
     (dict(total_timesteps=32), "--total-timesteps 32: must be more than 32"),
 ]
 
