@@ -7,8 +7,15 @@ that this needs, and runs it:
 import argparse
 import importlib
 import sys
+from unittest import mock
+
+try:
+    import brax.v1.envs  # noqa: F401
+except ImportError:  # a brax that fits the jax of new GPUs lacks it; the peer needs it for tasks of its kind alone
+    sys.modules |= {"brax.v1": mock.MagicMock(), "brax.v1.envs": mock.MagicMock()}
 
 import cost
+import numpy as np
 from jaxgcrl.utils.config import RunConfig
 from jaxgcrl.utils.env import create_env
 
@@ -58,6 +65,7 @@ config = RunConfig(
     log_wandb=False,
 )
 env = create_env(args.env_id)
+env.goal_indices = np.asarray(env.goal_indices)  # a newer jax lets no array of its own be a static argument's part
 
 
 def train():

@@ -122,4 +122,4 @@ def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
     except OSError as error:
         raise ValueError(f"{path} is not there: the run has not come to its first checkpoint") from error
     except Exception as error:  # whatever flatbuffers and XLA raise for bytes that are none of theirs
-        raise ValueError(f"{path} is damaged") from error
+        raise ValueError(f"{path} is damaged, or was written with a newer jax") from error
