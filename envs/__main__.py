@@ -12,7 +12,7 @@ import jax
 from PIL import Image
 
 import envs
-from envs.render import draw, gallery, random_rollout, save_film
+from envs.render import check_opengl, draw, gallery, random_rollout, save_film
 
 
 def main():
@@ -29,6 +29,7 @@ def main():
     if args.steps < 1 or not 0 <= args.seed < 2**31:
         parser.error("--steps must be at least 1, --seed at least 0 and less than 2**31")
     try:
+        check_opengl()
         if args.gallery:
             gallery().save(args.gallery)
         if args.film or args.picture:

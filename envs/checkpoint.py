@@ -1,6 +1,7 @@
 """Checkpoints of a whole training, and policies that stand alone. Nothing that is read here can execute code."""
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,13 @@ def _checksum(path: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _CHECKSUMS]
+
+
+def _flush(path: Path):
+    """Waits until a file, or which files a folder has, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def finished(folder: Path) -> list[Path]:
@@ -56,8 +64,11 @@ def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
     checksums = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
     (partial / _CHECKSUMS).write_text(json.dumps(checksums))
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    for path in (partial, *partial.rglob("*")):
+        _flush(path)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+    _flush(folder)
     for old in finished(folder)[:-keep]:
         shutil.rmtree(old)
     return size
@@ -119,7 +130,9 @@ def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """
     try:
         return jax.export.deserialize(path.read_bytes()).call
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ValueError(f"{path} is not there: the run has not come to its first checkpoint") from error
+    except OSError:
+        raise
     except Exception as error:  # whatever flatbuffers and XLA raise for bytes that are none of theirs
-        raise ValueError(f"{path} is damaged, or was written with a newer jax") from error
+        raise ValueError(f"{path} is damaged, or was written by another version of jax") from error

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -64,6 +65,11 @@ def flags_of(args) -> dict:
 def script_of(flags_class: type) -> str:
     """Name of the script that defines the flags, e.g. crl_jax."""
     return Path(inspect.getfile(flags_class)).stem
+
+
+def command_of(flags_class: type) -> str:
+    """What to type, in this directory, to start the script that defines the flags as it was started."""
+    return shlex.join([sys.orig_argv[0], os.path.relpath(inspect.getfile(flags_class))])
 
 
 def _parse(default: T) -> T:
@@ -127,6 +133,8 @@ def parse_args(flags_class: type[T]) -> T:
         given = _parse(default)
         if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
             jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
+        if "" in (given.resume, given.evaluate):  # a shell's variable that was never set
+            raise ValueError("--resume and --evaluate need the directory of a run")
         if given.resume and given.evaluate:
             raise ValueError("--resume goes on with a run and --evaluate ends one: choose")
         if not (given.resume or given.evaluate):

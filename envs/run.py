@@ -29,7 +29,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from envs import checkpoint, render
 from envs.base import GoalEnv
-from envs.cli import OF_THE_MACHINE, flags_of, mistakes_in_one_line, script_of
+from envs.cli import OF_THE_MACHINE, command_of, flags_of, mistakes_in_one_line, script_of
 
 _START = time.time()
 _COLUMNS = {  # on the terminal: title, width, precision
@@ -76,19 +76,25 @@ def _make_directory(args) -> Path:
 
 def _check_memory(args, schedule, shapes: Any):
     """Raises ValueError if a training on this machine's CPU does not fit into its memory: its state, and the batches of
-    an iteration, which scripts with a buffer draw at once."""
+    an iteration, which scripts with a buffer draw at once, or the observations of its unroll, two for each step."""
     if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
         return
     need, there = _num_bytes(shapes), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     buffer = _num_bytes(shapes.buffer) if hasattr(shapes, "buffer") else 0
     if buffer:
         rows = schedule.updates_per_iteration * args.batch_size
         need += rows * buffer // (args.buffer_size * args.num_envs)
+    else:
+        need += 2 * args.unroll_length * _num_bytes(shapes.env_state.obs)
     if need > 0.8 * there:
         flags, fix = f"--num-envs {args.num_envs}", ""
         if args.num_seeds > 1:
             flags = f"--num-seeds {args.num_seeds} {flags}"
-        if buffer:
+        if not buffer:
+            flags += f" --unroll-length {args.unroll_length}"
+        else:
             flags += f" --buffer-size {args.buffer_size}"
             flags += f" --batch-size {args.batch_size} --env-steps-per-update {args.env_steps_per_update}"
             room = int(args.buffer_size * (0.8 * there - (need - buffer)) / buffer)
@@ -163,7 +169,7 @@ class Run:
                 for writer in self._writers:
                     writer.close()
                 saved = checkpoint.finished(self.directory / "checkpoints")
-                rest = f"to go on: python {script_of(type(self.args))}.py --resume {self.directory}"
+                rest = f"to go on: {command_of(type(self.args))} --resume {self.directory}"
                 if not saved or isinstance(error, FloatingPointError):  # to go on would come to the same numbers
                     rest = f"logs{' and a checkpoint' if saved else ', but no checkpoint yet,'} in {self.directory}"
                 with contextlib.suppress(OSError):  # of a pipe or terminal that is closed
@@ -219,6 +225,8 @@ class Run:
             fcntl.flock(self._args_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process trains in {self.directory}: end it first") from None
+        except OSError:  # a file system without locks
+            pass
 
     def _open(self, shapes):
         """Makes the directory, or opens it again, and says what is going to happen."""
@@ -360,14 +368,14 @@ class Run:
             self._add(Summary(value=[Summary.Value(tag="film", image=image)]), self._steps)  # TensorBoard plays it
         for writer in self._writers:
             writer.close()
-        _say(f"evaluate it: python {script_of(type(self.args))}.py --evaluate {example}")
+        _say(f"evaluate it: {command_of(type(self.args))} --evaluate {example}")
 
 
 def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Path:
     """Films the policy into `path`.gif, with a page around it, `path`.html; returns the film's path."""
     length = args.episode_length or env.episode_length
     pictures = render.film_policy(env, policy, jax.random.key(args.seed), length, args.eval_noise)
-    gif, page = path.with_suffix(".gif"), path.with_suffix(".html")
+    gif, page = (path.with_name(path.name + suffix) for suffix in (".gif", ".html"))
     render.save_film(gif, pictures, frames_per_second=20)
     render.save_page(
         page, gif, f"{script_of(type(args))} on {args.eval_env_id or args.env_id}", results | flags_of(args)
@@ -395,6 +403,8 @@ def report(args, env: GoalEnv, evaluate: Callable):
         _say(f"{name} {results[name]:.3f}")
     try:
         render.check_opengl()
-        film(args, env, policy, directory / f"film_{args.eval_env_id or args.env_id}_{args.seed}", results)
+        name = f"film_{args.eval_env_id or args.env_id}_{args.seed}"
+        name += f"_noise_{args.eval_noise:g}" if args.eval_noise != 1 else ""
+        film(args, env, policy, directory / name, results)
     except OSError as error:
         print(f"no film: {error}", file=sys.stderr)
