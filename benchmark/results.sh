@@ -44,11 +44,11 @@ run simple_big_maze sac "1 2 3 4 5" sac_her_jax.py --num-envs 64 --her-ratio 0 -
 run simple_big_maze ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --total-timesteps 2000000 $brief
 run ant crl "1 2 3" crl_jax.py $hard --total-timesteps 14000000 $long
 run ant sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
-run ant sac "1 2" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
+run ant sac "1 2 3" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 7000000 $long
 run ant ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 14000000 --num-eval-envs 64
 run ant_u_maze crl "1 2 3" crl_jax.py $hard --total-timesteps 7000000 $long
-run ant_u_maze sac_her "1 2" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
-run ant_u_maze sac "1 2" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
+run ant_u_maze sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
+run ant_u_maze sac "1 2 3" sac_her_jax.py --her-ratio 0 --target-entropy -1 --gamma 0.99 --total-timesteps 3500000 $long
 run ant_u_maze ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 7000000 --num-eval-envs 64
 run arm_push_easy crl "1 2 3" crl_jax.py $hard --total-timesteps 4000000 $long
 run arm_push_easy sac_her "1 2 3" sac_her_jax.py --target-entropy -1 --total-timesteps 3000000 $long
