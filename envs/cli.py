@@ -67,9 +67,9 @@ def script_of(flags_class: type) -> str:
     return Path(inspect.getfile(flags_class)).stem
 
 
-def command_of(flags_class: type) -> str:
-    """What to type, in this directory, to start the script that defines the flags as it was started."""
-    return shlex.join([sys.orig_argv[0], os.path.relpath(inspect.getfile(flags_class))])
+def command_of(flags_class: type, flag: str, value: Path) -> str:
+    """What to type, in this directory, to start the script that defines the flags as it was started, with this one."""
+    return shlex.join([sys.orig_argv[0], os.path.relpath(inspect.getfile(flags_class)), flag, str(value)])
 
 
 def _parse(default: T) -> T:

@@ -169,7 +169,7 @@ class Run:
                 for writer in self._writers:
                     writer.close()
                 saved = checkpoint.finished(self.directory / "checkpoints")
-                rest = f"to go on: {command_of(type(self.args))} --resume {self.directory}"
+                rest = f"to go on: {command_of(type(self.args), '--resume', self.directory)}"
                 if not saved or isinstance(error, FloatingPointError):  # to go on would come to the same numbers
                     rest = f"logs{' and a checkpoint' if saved else ', but no checkpoint yet,'} in {self.directory}"
                 with contextlib.suppress(OSError):  # of a pipe or terminal that is closed
@@ -368,7 +368,7 @@ class Run:
             self._add(Summary(value=[Summary.Value(tag="film", image=image)]), self._steps)  # TensorBoard plays it
         for writer in self._writers:
             writer.close()
-        _say(f"evaluate it: {command_of(type(self.args))} --evaluate {example}")
+        _say(f"evaluate it: {command_of(type(self.args), '--evaluate', example)}")
 
 
 def film(args, env: GoalEnv, policy: Callable, path: Path, results: dict) -> Path:
