@@ -57,11 +57,11 @@ run arm_push_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --total-timesteps 
 run pusher_easy crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_easy sac_her "1 2 3 4 5" sac_her_jax.py $pusher 4000000 --eval-noise 0
 run pusher_easy sac "1 2 3 4" sac_her_jax.py $pusher 4000000 --her-ratio 0 --eval-noise 0
-run pusher_easy ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
+run pusher_easy ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 run pusher_hard crl "1 2 3" crl_jax.py --random-goals 0.5 $pusher 8000000
 run pusher_hard sac_her "1 2 3" sac_her_jax.py $pusher 4000000
 run pusher_hard sac "1 2 3" sac_her_jax.py $pusher 4000000 --her-ratio 0
-run pusher_hard ppo_dense "1 2 3" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
+run pusher_hard ppo_dense "1 2 3 4 5" ppo_jax.py --dense-reward --episode-length 200 --total-timesteps 4000000 --num-eval-envs 64
 peer reacher "1 2 3" --num-evals 7 --total-timesteps 600000
 peer ant "1" --num-evals 8 --total-timesteps 2400000
 near="--near reacher arm_reach"
