@@ -63,9 +63,10 @@ def save(folder: Path, epoch: int, state: Any, info: dict, keep: int) -> int:
     # What orbax reads back is not always what it wrote: it does not see a flipped bit in a compressed array.
     checksums = {str(path.relative_to(partial)): _checksum(path) for path in _files(partial)}
     (partial / _CHECKSUMS).write_text(json.dumps(checksums))
-    size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    for path in (partial, *partial.rglob("*")):
+    written = [partial, *partial.rglob("*")]
+    for path in written:
         _flush(path)
+    size = sum(path.stat().st_size for path in written if path.is_file())
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     _flush(folder)
@@ -129,10 +130,10 @@ def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
       ValueError: there is no such file, or it holds no policy.
     """
     try:
-        return jax.export.deserialize(path.read_bytes()).call
+        exported = path.read_bytes()
     except FileNotFoundError as error:
         raise ValueError(f"{path} is not there: the run has not come to its first checkpoint") from error
-    except OSError:
-        raise
+    try:
+        return jax.export.deserialize(exported).call
     except Exception as error:  # whatever flatbuffers and XLA raise for bytes that are none of theirs
         raise ValueError(f"{path} is damaged, or was written by another version of jax") from error

@@ -92,14 +92,14 @@ def _check_memory(args, schedule, shapes: Any):
         flags, fix = f"--num-envs {args.num_envs}", ""
         if args.num_seeds > 1:
             flags = f"--num-seeds {args.num_seeds} {flags}"
-        if not buffer:
-            flags += f" --unroll-length {args.unroll_length}"
-        else:
+        if buffer:
             flags += f" --buffer-size {args.buffer_size}"
             flags += f" --batch-size {args.batch_size} --env-steps-per-update {args.env_steps_per_update}"
             room = int(args.buffer_size * (0.8 * there - (need - buffer)) / buffer)
             room -= room % args.unroll_length  # as the buffer holds whole unrolls
             fix = f"; --buffer-size {room} would do" if room >= args.learning_starts else ""
+        else:
+            flags += f" --unroll-length {args.unroll_length}"
         raise ValueError(f"{flags}: the training needs {_size(need)} of memory, this machine has {_size(there)}{fix}")
 
 
