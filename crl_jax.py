@@ -16,7 +16,7 @@ serves as negatives. With the symmetric InfoNCE loss
 the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
 reached, discounted by γ, after a in s than at random, under the policies that filled the buffer. So the actor has only
 to pick the actions that the critic finds likeliest to lead to its goal g', with as much entropy as α asks for, which is
-tuned to keep the entropy at its target H̄. g' is the row's own g, or for --random-goals another's:
+tuned to keep the entropy at its target H̄. g' is the row's own g, another row's, or the one that was commanded then:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -25,31 +25,35 @@ al. 2025 (arXiv 2503.14858, deep residual networks).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.lax import stop_gradient as stop
 from jax.nn import logsumexp, softplus
 
 import envs
+import harness
 
 
 @dataclass(frozen=True)
-class Args(envs.RunArgs):  # --seed, --resume and what else is not about the algorithm
+class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
+    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
 
-    # budget
+    # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates
+    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
@@ -61,10 +65,11 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
     gamma: float = 0.99  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
 
-    energy: str = "norm"  # similarity of two representations: norm, l2, dot or cosine
-    contrastive_loss: str = "sym_infonce"  # critic's loss: fwd_infonce, bwd_infonce, sym_infonce or binary_nce
+    energy: Literal["norm", "l2", "dot"] = "norm"  # similarity of two representations
+    contrastive_loss: Literal["fwd_infonce", "bwd_infonce", "sym_infonce", "binary_nce"] = "sym_infonce"  # critic's
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
+    commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -76,70 +81,68 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     width: int = 256  # units of a hidden layer
     depth: int = 2  # hidden layers of the actor and of each encoder; with residual a multiple of 4
     repr_dim: int = 64  # size of the representations phi and psi
-    activation: str = "relu"  # nonlinearity of the hidden layers: relu or swish
+    activation: Literal["relu", "swish"] = "relu"  # nonlinearity of the hidden layers
     layer_norm: bool = False  # normalise each hidden layer; deep networks need it
     residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
+
+    def __post_init__(self):
+        super().__post_init__()
+        harness.check(self.batch_size > 1, "--batch-size must be at least 2, or there are no negatives")
+        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check(self.random_goals + self.commanded_goals <= 1, "--random-goals and --commanded-goals exceed 1")
+        harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
+        harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = {"relu": nn.relu, "swish": nn.swish}
-LOG_STD_RANGE = (-5.0, 2.0)
-
 
 class Layer(nn.Module):
-    args: Args
+    width: int
+    activation: str
+    layer_norm: bool
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.args.width, kernel_init=nn.initializers.lecun_uniform())(x)
-        return ACTIVATIONS[self.args.activation](nn.LayerNorm()(x) if self.args.layer_norm else x)
+        x = nn.Dense(self.width, kernel_init=nn.initializers.lecun_uniform())(x)
+        return getattr(nn, self.activation)(nn.LayerNorm()(x) if self.layer_norm else x)
 
 
 class ResidualBlock(nn.Module):
-    args: Args
+    layer: Callable[[], Layer]
 
     @nn.compact
     def __call__(self, x, _):
         h = x
         for _ in range(4):
-            h = Layer(self.args)(h)
+            h = self.layer()(h)
         return x + h, None
 
 
 class MLP(nn.Module):
-    args: Args
+    layer: Callable[[], Layer]
+    depth: int
+    residual: bool
     out_dim: int
 
     @nn.compact
     def __call__(self, *inputs):
         x = jnp.concatenate(inputs, axis=-1)
-        if self.args.residual:
-            x = Layer(self.args)(x)
+        if self.residual:
+            x = self.layer()(x)
             # One block is compiled and scanned over stacked parameters, however deep the network is.
-            blocks = nn.scan(
-                ResidualBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.args.depth // 4,
-            )
-            x, _ = blocks(self.args)(x, None)
+            over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
+            x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
         else:
-            for _ in range(self.args.depth):
-                x = Layer(self.args)(x)
+            for _ in range(self.depth):
+                x = self.layer()(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
-
-
-def action_distribution(actor_out):
-    """Mean and log-std, (..., action_dim) each, of the Gaussian whose tanh is the action."""
-    mean, log_std = jnp.split(actor_out, 2, axis=-1)
-    low, high = LOG_STD_RANGE
-    return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
 
 
 def sample_action(actor_out, noise):
     """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
-    mean, log_std = action_distribution(actor_out)
+    mean, log_std = jnp.split(actor_out, 2, axis=-1)
+    log_std = -5 + 3.5 * (jnp.tanh(log_std) + 1)  # between -5 and 2
     u = mean + jnp.exp(log_std) * noise
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
@@ -162,15 +165,24 @@ def correlate(noise, correlation):
 class Transition(NamedTuple):
     state: jax.Array  # s_t, (..., state_dim)
     action: jax.Array  # a_t, (..., action_dim)
+    goal: jax.Array  # the goal that was commanded, (..., goal_dim)
     next_goal: jax.Array  # state_{t+1}[goal_indices], (..., goal_dim): what the action achieved, before any reset
 
 
 class Buffer(NamedTuple):
-    """A ring in time: step t of every environment lies in slot t % capacity."""
+    """A ring in time: step t of every environment lies in slot t % capacity.
+
+    One environment's column with capacity 8 after 11 steps, whose trajectory 1 began at step 3 and trajectory 2 at 9:
+
+        slot                 0  1  2  3  4  5  6  7
+        step that it holds   8  9 10  3  4  5  6  7
+        traj_id              1  2  2  1  1  1  1  1
+        last_step            2  8 10  .  .  .  .  .     trajectory i's newest step is in slot i % capacity
+    """
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): in row i % capacity, trajectory i's alone, its newest step
+    last_step: jax.Array  # (capacity, num_envs): trajectories number at most the steps, so that each has a slot
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -183,20 +195,15 @@ def buffer_init(transition, capacity, num_envs):
 
 def buffer_add(buffer, transitions, traj_id):
     """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; capacity is a multiple of time."""
-    capacity = buffer.traj_id.shape[0]
-    start = buffer.num_steps % capacity
+    (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
+    start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
 
     def write(ring, new):
         return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
 
-    time_steps, num_envs = traj_id.shape
-    steps = buffer.num_steps + jnp.arange(time_steps)[:, None]
-    return Buffer(
-        jax.tree.map(write, buffer.data, transitions),
-        write(buffer.traj_id, traj_id),
-        buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps),
-        buffer.num_steps + time_steps,
-    )
+    data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
+    last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
+    return Buffer(data, traj_ids, last_step, buffer.num_steps + time_steps)
 
 
 def sample_pairs(buffer, key, batch_shape, gamma):
@@ -204,8 +211,8 @@ def sample_pairs(buffer, key, batch_shape, gamma):
 
     The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
     the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
-    Costs O(1): k = ⌈log(1 - u (1 - γ^n)) / log γ⌉, with a uniform u, inverts the distribution function
-    (1 - γ^k) / (1 - γ^n).
+    Costs O(1) a pair: a uniform u is put into the inverse of the distribution function F(k) = (1 - γ^k) / (1 - γ^n),
+    which is k = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key = jax.random.split(key, 3)
@@ -213,49 +220,48 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
-    u = jax.random.uniform(k_key, batch_shape)
-    log_gamma = math.log(gamma)
-    k = jnp.ceil(jnp.log1p(u * jnp.expm1(n * log_gamma)) / log_gamma).astype(jnp.int32).clip(1, n)
+    u, log_gamma = jax.random.uniform(k_key, batch_shape), math.log(gamma)
+    mass = -jnp.expm1(n * log_gamma)  # 1 - γ^n
+    exact_k = jnp.log1p(-u * mass) / log_gamma
+    k = jnp.ceil(exact_k).astype(jnp.int32).clip(1, n)
+    now, future = (jax.tree.map(lambda x: x[i % capacity, env], buffer.data) for i in (step, step + k - 1))
+    return now, future
 
-    def take(step):
-        return jax.tree.map(lambda x: x[step % capacity, env], buffer.data)
 
-    return take(step), take(step + k - 1)
+def actor_goals(own, commanded, random_share, commanded_share):
+    """Goals that the actor practises, (..., batch, goal_dim): a batch's own future goals, but for the two shares."""
+    batch_size = own.shape[-2]
+    row = jnp.arange(batch_size)[:, None]
+    another = jnp.roll(own, -1, axis=-2)  # rows are drawn independently, so that the next one's goal is a random goal
+    goals = jnp.where(row < random_share * batch_size, another, own)
+    return jnp.where(row >= (1 - commanded_share) * batch_size, commanded, goals)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
-# All four energies are functions of the inner product φ·ψ and the squared norms ‖φ‖² and ‖ψ‖², so that those of all
-# pairs of a batch cost one matrix product.
-ENERGIES = {
-    "norm": lambda inner, phi_sq, psi_sq: -jnp.sqrt(jnp.maximum(phi_sq + psi_sq - 2 * inner, 0) + 1e-6),
-    "l2": lambda inner, phi_sq, psi_sq: -jnp.maximum(phi_sq + psi_sq - 2 * inner, 0),
-    "dot": lambda inner, phi_sq, psi_sq: inner,
-    "cosine": lambda inner, phi_sq, psi_sq: inner * jax.lax.rsqrt(phi_sq * psi_sq + 1e-12),
-}
+
+def energy(name, inner, phi_sq, psi_sq):
+    """energy(φ, ψ) by the inner product φ·ψ and the squared norms: so that of all pairs costs one matrix product."""
+    squared_distance = jnp.maximum(phi_sq + psi_sq - 2 * inner, 0)
+    return {"norm": -jnp.sqrt(squared_distance + 1e-6), "l2": -squared_distance, "dot": inner}[name]
 
 
 def energy_of_rows(name, phi, psi):
     """energy(φ_i, ψ_i), (batch,), of representations (batch, repr_dim)."""
-    return ENERGIES[name]((phi * psi).sum(-1), (phi**2).sum(-1), (psi**2).sum(-1))
+    return energy(name, (phi * psi).sum(-1), (phi**2).sum(-1), (psi**2).sum(-1))
 
 
 def energy_of_pairs(name, phi, psi):
     """energy(φ_i, ψ_j), (batch, batch), of representations (batch, repr_dim)."""
     inner = jnp.matmul(phi, psi.T, precision="highest")  # differences of large squares: no place for TF32
-    return ENERGIES[name](inner, (phi**2).sum(-1)[:, None], (psi**2).sum(-1)[None, :])
+    return energy(name, inner, (phi**2).sum(-1)[:, None], (psi**2).sum(-1)[None, :])
 
 
-def infonce(logits, axis):
-    return jnp.mean(logsumexp(logits, axis) - jnp.diag(logits))
-
-
-CONTRASTIVE_LOSSES = {
-    "fwd_infonce": lambda logits: infonce(logits, 1),
-    "bwd_infonce": lambda logits: infonce(logits, 0),
-    "sym_infonce": lambda logits: infonce(logits, 1) + infonce(logits, 0),
-    "binary_nce": lambda logits: optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).sum(1).mean(),
-}
+def contrastive_loss(name, logits):
+    """How badly the logits, (batch, batch), tell the pairs on the diagonal from all others."""
+    rows, columns = (jnp.mean(logsumexp(logits, axis) - jnp.diag(logits)) for axis in (1, 0))
+    binary = optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).sum(1).mean()
+    return {"fwd_infonce": rows, "bwd_infonce": columns, "sym_infonce": rows + columns, "binary_nce": binary}[name]
 
 
 class Networks(NamedTuple):
@@ -264,56 +270,78 @@ class Networks(NamedTuple):
     psi: MLP  # ψ: goal -> representation
 
 
-def crl_loss(params, batch, noise, networks, args):
-    """The losses of critic, actor and α in one sum; stop-gradients keep each from the others' parameters.
-
-    Args:
-      params: dict of `actor`, `phi`, `psi` and `log_alpha`.
-      batch: state s (batch, state_dim), action a (batch, action_dim), future goal g (batch, goal_dim).
-      noise: standard normal (batch, action_dim), picks the policy's actions.
-    Returns:
-      the sum, and a dict of scalars to log.
-    """
-    state, action, goal = batch
-    stop = jax.lax.stop_gradient
+def critic_loss(params, state, action, goal, networks, args):
+    """L(φ, ψ) of states (batch, state_dim), actions (batch, action_dim) and goals (batch, goal_dim); and metrics."""
     phi = networks.phi.apply(params["phi"], state, action)
     psi = networks.psi.apply(params["psi"], goal)
     logits = energy_of_pairs(args.energy, phi, psi)
     lse = logsumexp(logits, axis=1)
-    critic_loss = CONTRASTIVE_LOSSES[args.contrastive_loss](logits) + args.logsumexp_penalty * jnp.mean(lse**2)
-
-    alpha = jnp.exp(params["log_alpha"])
-    row = jnp.arange(len(goal))
-    # Rows are drawn independently, so that the next one's goal is a random goal.
-    goal_row = jnp.where(row < args.random_goals * len(goal), (row + 1) % len(goal), row)
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal[goal_row]), noise)
-    policy_phi = networks.phi.apply(stop(params["phi"]), state, policy_action)
-    actor_loss = jnp.mean(stop(alpha) * log_prob - energy_of_rows(args.energy, policy_phi, stop(psi)[goal_row]))
-
-    entropy = -jnp.mean(log_prob)
-    alpha_loss = alpha * stop(entropy - args.target_entropy * action.shape[-1])
-
-    batch_size = len(logits)
-    positive = jnp.mean(jnp.diag(logits))
-    metrics = {
-        "critic": critic_loss,
-        "actor": actor_loss,
-        "alpha_loss": alpha_loss,
-        "alpha": alpha,
-        "entropy": entropy,
-        "categorical_accuracy": jnp.mean(jnp.sum(logits >= jnp.diag(logits)[:, None], axis=1) == 1),  # only itself
-        "logits_pos": positive,
-        "logits_neg": (jnp.sum(logits) / batch_size - positive) / (batch_size - 1),
+    loss = contrastive_loss(args.contrastive_loss, logits) + args.logsumexp_penalty * jnp.mean(lse**2)
+    positive = jnp.diag(logits)
+    return loss, {
+        "critic": loss,
+        "categorical_accuracy": jnp.mean(jnp.sum(logits >= positive[:, None], axis=1) == 1),  # only itself
+        "logits_pos": jnp.mean(positive),
+        "logits_neg": (jnp.mean(logits) * len(logits) - jnp.mean(positive)) / (len(logits) - 1),
         "logsumexp": jnp.mean(lse),
     }
-    return critic_loss + actor_loss + alpha_loss, metrics
+
+
+def actor_loss(params, state, goal, noise, networks, args):
+    """L(π), and -mean(log π(a | s, g')), for actions that standard normal noise, (batch, action_dim), picks."""
+    action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise)
+    phi = networks.phi.apply(stop(params["phi"]), state, action)
+    psi = networks.psi.apply(stop(params["psi"]), goal)
+    alpha = stop(jnp.exp(params["log_alpha"]))
+    return jnp.mean(alpha * log_prob - energy_of_rows(args.energy, phi, psi)), -jnp.mean(log_prob)
+
+
+def alpha_loss(params, entropy, target_entropy):
+    """L(α); it falls while the policy has more entropy than its target."""
+    return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
+
+
+def total_loss(params, batch, noise, networks, args):
+    """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
+    state, action, goal, actor_goal = batch
+    critic, metrics = critic_loss(params, state, action, goal, networks, args)
+    actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
+    alpha = alpha_loss(params, entropy, args.target_entropy * action.shape[-1])
+    metrics |= {"actor": actor, "alpha_loss": alpha, "alpha": jnp.exp(params["log_alpha"]), "entropy": entropy}
+    return critic + actor + alpha, metrics
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+class Schedule(NamedTuple):
+    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
+
+    unroll_length: int  # actions of each environment
+    steps_per_iteration: int  # single steps, over all environments
+    updates_per_iteration: int
+    warmup_iterations: int  # without updates
+    iterations_per_epoch: int
+    num_epochs: int
+    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+
+
+def make_schedule(args):
+    steps_per_action = args.num_envs * args.action_chunk
+    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)
+    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and updates
+    steps = unroll * steps_per_action
+    updates = steps // args.env_steps_per_update
+    warmup = math.ceil(args.learning_starts / (unroll * args.action_chunk)) - 1  # an iteration unrolls, then learns
+    iterations = max(math.ceil(args.total_timesteps / steps) - warmup, 1)
+    per_epoch = math.ceil(iterations / args.num_evals)
+    return Schedule(unroll, steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
+
+
 def make_networks(args, env):
-    return Networks(MLP(args, 2 * env.action_size), MLP(args, args.repr_dim), MLP(args, args.repr_dim))
+    layer = partial(Layer, args.width, args.activation, args.layer_norm)
+    mlp = partial(MLP, layer, args.depth, args.residual)
+    return Networks(mlp(2 * env.action_size), mlp(args.repr_dim), mlp(args.repr_dim))
 
 
 class RunnerState(NamedTuple):
@@ -325,110 +353,26 @@ class RunnerState(NamedTuple):
     eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
 
 
-class Schedule(NamedTuple):
-    steps_per_iteration: int  # environment steps of an iteration: one unroll of all environments
-    updates_per_iteration: int
-    warmup_iterations: int  # without updates
-    iterations_per_epoch: int
-    num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
-
-    @property
-    def total_timesteps(self):
-        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
-
-
-def make_schedule(args):
-    """Counts iterations and epochs. Raises ValueError, with a value that would do, for flags that make no sense."""
-
-    def check(condition, flag, advice):
-        if not condition:
-            raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
-
-    for flag, choices in dict(energy=ENERGIES, contrastive_loss=CONTRASTIVE_LOSSES, activation=ACTIVATIONS).items():
-        check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    check(args.batch_size > 1, "batch_size", "at least 2, or there are no negatives")
-    check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
-    check(args.random_goals <= 1, "random_goals", "must lie between 0 and 1")
-    check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
-    check(args.target_entropy < 0.68, "target_entropy", "must be below 0.68, the most that tanh of a Gaussian has")
-    blocks, rest = divmod(args.depth, 4)
-    check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
-    need = max(args.learning_starts, args.unroll_length)
-    check(args.buffer_size >= need, "buffer_size", f"at least {need}: the longer of learning starts and unroll")
-    check(args.buffer_size < 2**30, "buffer_size", "less than 2**30")
-    unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
-    check(
-        args.unroll_length % unit == 0,
-        "unroll_length",
-        f"an unroll of {args.num_envs} environments must be a multiple of {args.env_steps_per_update} environment steps"
-        f" (--env-steps-per-update), try {max(args.unroll_length // unit, 1) * unit}",
-    )
-    steps = args.num_envs * args.unroll_length
-    warmup = math.ceil(args.learning_starts / args.unroll_length) - 1  # an iteration unrolls before it learns
-    iterations = math.ceil(args.total_timesteps / steps) - warmup
-    check(iterations > 0, "total_timesteps", f"must be more than {warmup * steps}, those before learning starts")
-    per_epoch = math.ceil(iterations / args.num_evals)
-    updates = steps // args.env_steps_per_update
-    return Schedule(steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
-
-
 def act(networks, runner, obs, noise):
-    """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
+    """Actions, (..., action_dim), for observations (..., observation_size): how training, evaluation and films act.
 
-    Standard normal noise samples the policy, 0 takes its mean. Training, evaluation and the policy that a run exports
-    all act by this; the exported one has neither `runner.buffer` nor `runner.env_state`.
+    Standard normal noise, like the actions, samples the policy; 0 takes its mean.
     """
     action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
     return action
 
 
-def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
-    """Episodes of `policy`, (observations, noise) -> actions. What follows an early end counts as not near the goal."""
+def make_train(args, env=None, eval_env=None):
+    """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
-    def step(carry, key):
-        env_state, running, steps_near, episode_return, final_dist = carry
-        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
-        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs, noise))
-        steps_near += running * env_state.metrics["success"]
-        episode_return += running * env_state.reward
-        final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-        running *= (1 - env_state.done) * (1 - env_state.metrics["unstable"])
-        return (env_state, running, steps_near, episode_return, final_dist), None
-
-    zeros = jnp.zeros(num_episodes)
-    env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
-    carry = (env_state, zeros + 1, zeros, zeros, zeros)
-    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)  # one that split does not give
-    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, noise_keys)
-    return {
-        "eval/success_rate": jnp.mean(steps_near > 0),
-        "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
-        "eval/final_dist": jnp.mean(final_dist),
-        "eval/episode_return": jnp.mean(episode_return),
-    }
-
-
-def make_train(args, env=None, eval_env=None, log=None):
-    """Builds the two pure functions that are the whole training.
-
-    `runner_state = init(key)` makes networks, environments and a buffer with its first transitions;
-    `runner_state, metrics = train(runner_state, num_epochs)` is one scan over epochs. `metrics` is a dict of arrays
-    (num_epochs,). Both can be jitted, and vmapped over seeds.
-
-    Args:
-      env, eval_env: tasks of one's own, instead of those that `args` names.
-      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
-        `num_steps`, the steps that each environment has taken so far.
+    `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
+    `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
+    tasks of one's own, instead of those that `args` names.
     """
-    schedule = make_schedule(args)
-    env = env or envs.make(args.env_id, args.backend)
-    eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
-    episode_length = args.episode_length or env.episode_length
-    eval_length = args.episode_length or eval_env.episode_length
-    train_env = envs.wrap(env, args.num_envs, episode_length)
-
-    networks = make_networks(args, env)
+    env = envs.chunk(env or envs.make(args.env_id, args.backend), args.action_chunk)
+    eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
+    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    schedule, networks = make_schedule(args), make_networks(args, env)
 
     def adam(lr):
         return optax.adam(optax.linear_schedule(lr, 0, schedule.num_updates) if args.anneal_lr else lr)
@@ -438,13 +382,29 @@ def make_train(args, env=None, eval_env=None, log=None):
         {"actor": "actor", "phi": "critic", "psi": "critic", "log_alpha": "alpha"},
     )
 
-    def split_obs(obs):
-        return obs[..., : env.state_dim], obs[..., env.state_dim :]
+    def unroll(runner):
+        """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
+
+        def step(env_state, noise):
+            state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
+            action = act(networks, runner, env_state.obs, noise)
+            traj_id = env_state.info["traj_id"]
+            env_state = train_env.step(env_state, action)
+            achieved = env.achieved(env_state.info["next_obs"])
+            return env_state, (Transition(state, action, goal, achieved), traj_id)
+
+        key, noise_key = jax.random.split(runner.key)
+        steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
+        noise = correlate(jax.random.normal(noise_key, (steps, args.num_envs, size)), args.noise_correlation)
+        noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
+        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
+        buffer = buffer_add(runner.buffer, transitions, traj_id)
+        return runner._replace(env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
         key, eval_key, env_key, actor_key, phi_key, psi_key = jax.random.split(key, 6)
         env_state = train_env.reset(env_key)
-        state, goal = split_obs(env_state.obs[0])
+        state, goal = jnp.split(env_state.obs[0], [env.state_dim])
         action = jnp.zeros(env.action_size)
         params = {
             "actor": networks.actor.init(actor_key, state, goal),
@@ -452,32 +412,14 @@ def make_train(args, env=None, eval_env=None, log=None):
             "psi": networks.psi.init(psi_key, goal),
             "log_alpha": jnp.zeros(()),
         }
-        capacity = math.ceil(args.buffer_size / args.unroll_length) * args.unroll_length
-        buffer = buffer_init(Transition(state, action, goal), capacity, args.num_envs)
+        unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
+        buffer = buffer_init(Transition(state, action, goal, goal), unrolls * schedule.unroll_length, args.num_envs)
         runner = RunnerState(params, optimizer.init(params), env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
-    def unroll(runner):
-        """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
-
-        def step(env_state, noise):
-            state, _ = split_obs(env_state.obs)
-            action = act(networks, runner, env_state.obs, noise)
-            traj_id = env_state.info["traj_id"]
-            env_state = train_env.step(env_state, action)
-            next_state, _ = split_obs(env_state.info["next_obs"])
-            return env_state, (Transition(state, action, env.achieved(next_state)), traj_id)
-
-        key, noise_key = jax.random.split(runner.key)
-        shape = (args.unroll_length, args.num_envs, env.action_size)
-        noise = correlate(jax.random.normal(noise_key, shape), args.noise_correlation)
-        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
-        buffer = buffer_add(runner.buffer, transitions, traj_id)
-        return runner._replace(env_state=env_state, buffer=buffer, key=key)
-
     def update(carry, inputs):
         params, opt_state = carry
-        grads, metrics = jax.grad(crl_loss, has_aux=True)(params, *inputs, networks, args)
+        grads, metrics = jax.grad(total_loss, has_aux=True)(params, *inputs, networks, args)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
@@ -486,8 +428,9 @@ def make_train(args, env=None, eval_env=None, log=None):
         runner = unroll(runner)
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
         shape = (schedule.updates_per_iteration, args.batch_size)
-        now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma)
-        batches = now.state, now.action, future.next_goal
+        now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
+        goals = actor_goals(future.next_goal, now.goal, args.random_goals, args.commanded_goals)
+        batches = now.state, now.action, future.next_goal, goals
         noise = jax.random.normal(noise_key, now.action.shape)
         carry = runner.params, runner.opt_state
         (params, opt_state), metrics = jax.lax.scan(update, carry, (batches, noise))
@@ -496,14 +439,14 @@ def make_train(args, env=None, eval_env=None, log=None):
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        eval_key, key = jax.random.split(runner.eval_key)
-        policy = partial(act, networks, runner)
-        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        metrics, env_state = envs.train_metrics(runner.env_state)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
-        metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
-        if log is not None:
-            envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
-        return runner._replace(eval_key=eval_key), metrics
+        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        eval_key, key = jax.random.split(runner.eval_key)
+        runner = runner._replace(env_state=env_state, eval_key=eval_key)
+        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        return runner, metrics | results
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)
@@ -511,20 +454,14 @@ def make_train(args, env=None, eval_env=None, log=None):
     return init, train
 
 
-# ---- main ------------------------------------------------------------------------------------------------------------
-
-
+@harness.errors_in_one_line()
 def main():
-    args = envs.parse_args(Args)
-    with envs.mistakes_in_one_line():
-        schedule = make_schedule(args)
-        env = envs.make(args.env_id, args.backend)
-        eval_env = envs.make_eval(env, args.eval_env_id)
-    if args.evaluate:
-        return envs.report(args, eval_env, evaluate)
-    run = envs.Run(args, env, eval_env, schedule)
-    init, train = make_train(args, env, eval_env, run.log)
-    run.execute(init, train, partial(act, make_networks(args, env)))
+    args = harness.parse_args(Args)
+    env = envs.chunk(envs.make(args.env_id, args.backend), args.action_chunk)
+    eval_env = envs.make_eval(env, args.eval_env_id)
+    init, train = make_train(args, env, eval_env)
+    policy = partial(act, make_networks(args, env))
+    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
 
 
 if __name__ == "__main__":

@@ -21,31 +21,35 @@ Papers: Haarnoja et al. 2018 (arXiv 1812.05905), Andrychowicz et al. 2017 (arXiv
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.lax import stop_gradient as stop
 from jax.nn import softplus
 
 import envs
+import harness
 
 
 @dataclass(frozen=True)
-class Args(envs.RunArgs):  # --seed, --resume and what else is not about the algorithm
+class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
+    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
 
-    # budget
+    # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates
+    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
@@ -58,9 +62,9 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain SAC
-    her_strategy: str = "future"  # that goal: future (any later step, each as likely) or final (the last one)
-
+    her_strategy: Literal["future", "final"] = "future"  # that goal: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
+
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -71,70 +75,68 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # networks
     width: int = 256  # units of a hidden layer
     depth: int = 2  # hidden layers of the actor and of each critic; with residual a multiple of 4
-    activation: str = "relu"  # nonlinearity of the hidden layers: relu or swish
+    activation: Literal["relu", "swish"] = "relu"  # nonlinearity of the hidden layers
     layer_norm: bool = False  # normalise each hidden layer; deep networks need it
     residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
+
+    def __post_init__(self):
+        super().__post_init__()
+        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check(self.her_ratio <= 1, "--her-ratio must lie between 0 and 1")
+        harness.check(0 < self.tau <= 1, "--tau must lie between 0, excluded, and 1")
+        harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
+        harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = {"relu": nn.relu, "swish": nn.swish}
-LOG_STD_RANGE = (-5.0, 2.0)
-
 
 class Layer(nn.Module):
-    args: Args
+    width: int
+    activation: str
+    layer_norm: bool
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.args.width, kernel_init=nn.initializers.lecun_uniform())(x)
-        return ACTIVATIONS[self.args.activation](nn.LayerNorm()(x) if self.args.layer_norm else x)
+        x = nn.Dense(self.width, kernel_init=nn.initializers.lecun_uniform())(x)
+        return getattr(nn, self.activation)(nn.LayerNorm()(x) if self.layer_norm else x)
 
 
 class ResidualBlock(nn.Module):
-    args: Args
+    layer: Callable[[], Layer]
 
     @nn.compact
     def __call__(self, x, _):
         h = x
         for _ in range(4):
-            h = Layer(self.args)(h)
+            h = self.layer()(h)
         return x + h, None
 
 
 class MLP(nn.Module):
-    args: Args
+    layer: Callable[[], Layer]
+    depth: int
+    residual: bool
     out_dim: int
 
     @nn.compact
     def __call__(self, *inputs):
         x = jnp.concatenate(inputs, axis=-1)
-        if self.args.residual:
-            x = Layer(self.args)(x)
+        if self.residual:
+            x = self.layer()(x)
             # One block is compiled and scanned over stacked parameters, however deep the network is.
-            blocks = nn.scan(
-                ResidualBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.args.depth // 4,
-            )
-            x, _ = blocks(self.args)(x, None)
+            over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
+            x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
         else:
-            for _ in range(self.args.depth):
-                x = Layer(self.args)(x)
+            for _ in range(self.depth):
+                x = self.layer()(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
-
-
-def action_distribution(actor_out):
-    """Mean and log-std, (..., action_dim) each, of the Gaussian whose tanh is the action."""
-    mean, log_std = jnp.split(actor_out, 2, axis=-1)
-    low, high = LOG_STD_RANGE
-    return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
 
 
 def sample_action(actor_out, noise):
     """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
-    mean, log_std = action_distribution(actor_out)
+    mean, log_std = jnp.split(actor_out, 2, axis=-1)
+    log_std = -5 + 3.5 * (jnp.tanh(log_std) + 1)  # between -5 and 2
     u = mean + jnp.exp(log_std) * noise
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
@@ -153,8 +155,6 @@ def correlate(noise, correlation):
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
 
-HER_STRATEGIES = ("future", "final")
-
 
 class Transition(NamedTuple):
     state: jax.Array  # s_t, (..., state_dim)
@@ -165,11 +165,19 @@ class Transition(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """A ring in time: step t of every environment lies in slot t % capacity."""
+    """A ring in time: step t of every environment lies in slot t % capacity.
+
+    One environment's column with capacity 8 after 11 steps, whose trajectory 1 began at step 3 and trajectory 2 at 9:
+
+        slot                 0  1  2  3  4  5  6  7
+        step that it holds   8  9 10  3  4  5  6  7
+        traj_id              1  2  2  1  1  1  1  1
+        last_step            2  8 10  .  .  .  .  .     trajectory i's newest step is in slot i % capacity
+    """
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): in row i % capacity, trajectory i's alone, its newest step
+    last_step: jax.Array  # (capacity, num_envs): trajectories number at most the steps, so that each has a slot
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -182,20 +190,15 @@ def buffer_init(transition, capacity, num_envs):
 
 def buffer_add(buffer, transitions, traj_id):
     """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; capacity is a multiple of time."""
-    capacity = buffer.traj_id.shape[0]
-    start = buffer.num_steps % capacity
+    (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
+    start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
 
     def write(ring, new):
         return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
 
-    time_steps, num_envs = traj_id.shape
-    steps = buffer.num_steps + jnp.arange(time_steps)[:, None]
-    return Buffer(
-        jax.tree.map(write, buffer.data, transitions),
-        write(buffer.traj_id, traj_id),
-        buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps),
-        buffer.num_steps + time_steps,
-    )
+    data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
+    last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
+    return Buffer(data, traj_ids, last_step, buffer.num_steps + time_steps)
 
 
 def sample_transitions(buffer, key, batch_shape, her_ratio, her_strategy, get_goal):
@@ -225,54 +228,79 @@ class Networks(NamedTuple):
     critic: MLP  # Q: (state, action, goal) -> value, for both critics
 
 
-def sac_loss(params, target_critics, batch, noise, networks, args):
-    """The losses of critics, actor and α in one sum; stop-gradients keep each from the others' parameters.
+def q_values(networks, critics, state, action, goal):
+    """Q_i(s, a, g), (2, batch), of the two critics."""
+    return jnp.stack([networks.critic.apply(critic, state, action, goal)[..., 0] for critic in critics])
 
-    Args:
-      params: dict of `actor`, `critics` (a pair) and `log_alpha`.
-      target_critics: a pair like `critics`.
-      batch: `Transition` of (batch, ...), and the reward of each, (batch,).
-      noise: standard normal (2, batch, action_dim), picks the policy's actions in the next state and in this one.
-    Returns:
-      the sum, and a dict of scalars to log.
+
+def critic_loss(params, target_critics, batch, reward, noise, networks, args):
+    """L(Q) of a `Transition` of (batch, ...) and its rewards, (batch,), and metrics.
+
+    Standard normal noise, (batch, action_dim), picks the next action.
     """
-    (state, action, goal, next_state, terminated), reward = batch
-    stop = jax.lax.stop_gradient
-    alpha = jnp.exp(params["log_alpha"])
+    state, action, goal, next_state, terminated = batch
+    next_action, next_log_prob = sample_action(networks.actor.apply(params["actor"], next_state, goal), noise)
+    next_value = q_values(networks, target_critics, next_state, next_action, goal).min(0)
+    next_value -= jnp.exp(params["log_alpha"]) * next_log_prob
+    target = stop(reward + args.gamma**args.action_chunk * (1 - terminated) * next_value)
+    q = q_values(networks, params["critics"], state, action, goal)
+    loss = jnp.mean(jnp.sum((q - target) ** 2, axis=0))
+    return loss, {"critic": loss, "q": jnp.mean(q), "reward": jnp.mean(reward)}
 
-    def q_values(critics, state, action):  # (2, batch)
-        return jnp.stack([networks.critic.apply(critic, state, action, goal)[..., 0] for critic in critics])
 
-    next_action, next_log_prob = sample_action(networks.actor.apply(params["actor"], next_state, goal), noise[0])
-    next_value = q_values(target_critics, next_state, next_action).min(0) - alpha * next_log_prob
-    target = stop(reward + args.gamma * (1 - terminated) * next_value)
-    q = q_values(params["critics"], state, action)
-    critic_loss = jnp.mean(jnp.sum((q - target) ** 2, axis=0))
+def actor_loss(params, state, goal, noise, networks):
+    """L(π), and -mean(log π(a | s, g)), for actions that standard normal noise, (batch, action_dim), picks."""
+    action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise)
+    q = q_values(networks, stop(params["critics"]), state, action, goal).min(0)
+    alpha = stop(jnp.exp(params["log_alpha"]))
+    return jnp.mean(alpha * log_prob - q), -jnp.mean(log_prob)
 
-    policy_action, log_prob = sample_action(networks.actor.apply(params["actor"], state, goal), noise[1])
-    policy_q = q_values(stop(params["critics"]), state, policy_action).min(0)
-    actor_loss = jnp.mean(stop(alpha) * log_prob - policy_q)
 
-    entropy = -jnp.mean(log_prob)
-    alpha_loss = alpha * stop(entropy - args.target_entropy * action.shape[-1])
+def alpha_loss(params, entropy, target_entropy):
+    """L(α); it falls while the policy has more entropy than its target."""
+    return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
 
-    metrics = {
-        "critic": critic_loss,
-        "actor": actor_loss,
-        "alpha_loss": alpha_loss,
-        "alpha": alpha,
-        "entropy": entropy,
-        "q": jnp.mean(q),
-        "reward": jnp.mean(reward),
-    }
-    return critic_loss + actor_loss + alpha_loss, metrics
+
+def total_loss(params, target_critics, batch, reward, noise, networks, args):
+    """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
+    critic, metrics = critic_loss(params, target_critics, batch, reward, noise[0], networks, args)
+    actor, entropy = actor_loss(params, batch.state, batch.goal, noise[1], networks)
+    alpha = alpha_loss(params, entropy, args.target_entropy * batch.action.shape[-1])
+    metrics |= {"actor": actor, "alpha_loss": alpha, "alpha": jnp.exp(params["log_alpha"]), "entropy": entropy}
+    return critic + actor + alpha, metrics
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+class Schedule(NamedTuple):
+    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
+
+    unroll_length: int  # actions of each environment
+    steps_per_iteration: int  # single steps, over all environments
+    updates_per_iteration: int
+    warmup_iterations: int  # without updates
+    iterations_per_epoch: int
+    num_epochs: int
+    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+
+
+def make_schedule(args):
+    steps_per_action = args.num_envs * args.action_chunk
+    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)
+    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and updates
+    steps = unroll * steps_per_action
+    updates = steps // args.env_steps_per_update
+    warmup = math.ceil(args.learning_starts / (unroll * args.action_chunk)) - 1  # an iteration unrolls, then learns
+    iterations = max(math.ceil(args.total_timesteps / steps) - warmup, 1)
+    per_epoch = math.ceil(iterations / args.num_evals)
+    return Schedule(unroll, steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
+
+
 def make_networks(args, env):
-    return Networks(MLP(args, 2 * env.action_size), MLP(args, 1))
+    layer = partial(Layer, args.width, args.activation, args.layer_norm)
+    mlp = partial(MLP, layer, args.depth, args.residual)
+    return Networks(mlp(2 * env.action_size), mlp(1))
 
 
 class RunnerState(NamedTuple):
@@ -285,110 +313,26 @@ class RunnerState(NamedTuple):
     eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
 
 
-class Schedule(NamedTuple):
-    steps_per_iteration: int  # environment steps of an iteration: one unroll of all environments
-    updates_per_iteration: int
-    warmup_iterations: int  # without updates
-    iterations_per_epoch: int
-    num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
-
-    @property
-    def total_timesteps(self):
-        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
-
-
-def make_schedule(args):
-    """Counts iterations and epochs. Raises ValueError, with a value that would do, for flags that make no sense."""
-
-    def check(condition, flag, advice):
-        if not condition:
-            raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
-
-    for flag, choices in dict(her_strategy=HER_STRATEGIES, activation=ACTIVATIONS).items():
-        check(getattr(args, flag) in choices, flag, f"choose one of {', '.join(choices)}")
-    check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
-    check(args.noise_correlation < 1, "noise_correlation", "must be less than 1")
-    check(args.target_entropy < 0.68, "target_entropy", "must be below 0.68, the most that tanh of a Gaussian has")
-    check(args.her_ratio <= 1, "her_ratio", "must lie between 0 and 1")
-    check(0 < args.tau <= 1, "tau", "must lie between 0, excluded, and 1")
-    blocks, rest = divmod(args.depth, 4)
-    check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
-    need = max(args.learning_starts, args.unroll_length)
-    check(args.buffer_size >= need, "buffer_size", f"at least {need}: the longer of learning starts and unroll")
-    check(args.buffer_size < 2**30, "buffer_size", "less than 2**30")
-    unit = args.env_steps_per_update // math.gcd(args.num_envs, args.env_steps_per_update)
-    check(
-        args.unroll_length % unit == 0,
-        "unroll_length",
-        f"an unroll of {args.num_envs} environments must be a multiple of {args.env_steps_per_update} environment steps"
-        f" (--env-steps-per-update), try {max(args.unroll_length // unit, 1) * unit}",
-    )
-    steps = args.num_envs * args.unroll_length
-    warmup = math.ceil(args.learning_starts / args.unroll_length) - 1  # an iteration unrolls before it learns
-    iterations = math.ceil(args.total_timesteps / steps) - warmup
-    check(iterations > 0, "total_timesteps", f"must be more than {warmup * steps}, those before learning starts")
-    per_epoch = math.ceil(iterations / args.num_evals)
-    updates = steps // args.env_steps_per_update
-    return Schedule(steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
-
-
 def act(networks, runner, obs, noise):
-    """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
+    """Actions, (..., action_dim), for observations (..., observation_size): how training, evaluation and films act.
 
-    Standard normal noise samples the policy, 0 takes its mean. Training, evaluation and the policy that a run exports
-    all act by this; the exported one has neither `runner.buffer` nor `runner.env_state`.
+    Standard normal noise, like the actions, samples the policy; 0 takes its mean.
     """
     action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
     return action
 
 
-def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
-    """Episodes of `policy`, (observations, noise) -> actions. What follows an early end counts as not near the goal."""
+def make_train(args, env=None, eval_env=None):
+    """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
-    def step(carry, key):
-        env_state, running, steps_near, episode_return, final_dist = carry
-        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
-        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs, noise))
-        steps_near += running * env_state.metrics["success"]
-        episode_return += running * env_state.reward
-        final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-        running *= (1 - env_state.done) * (1 - env_state.metrics["unstable"])
-        return (env_state, running, steps_near, episode_return, final_dist), None
-
-    zeros = jnp.zeros(num_episodes)
-    env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
-    carry = (env_state, zeros + 1, zeros, zeros, zeros)
-    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)  # one that split does not give
-    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, noise_keys)
-    return {
-        "eval/success_rate": jnp.mean(steps_near > 0),
-        "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
-        "eval/final_dist": jnp.mean(final_dist),
-        "eval/episode_return": jnp.mean(episode_return),
-    }
-
-
-def make_train(args, env=None, eval_env=None, log=None):
-    """Builds the two pure functions that are the whole training.
-
-    `runner_state = init(key)` makes networks, environments and a buffer with its first transitions;
-    `runner_state, metrics = train(runner_state, num_epochs)` is one scan over epochs. `metrics` is a dict of arrays
-    (num_epochs,). Both can be jitted, and vmapped over seeds.
-
-    Args:
-      env, eval_env: tasks of one's own, with rewards of their own, instead of those that `args` names.
-      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
-        `num_steps`, the steps that each environment has taken so far.
+    `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
+    `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
+    tasks of one's own, with rewards of their own, instead of those that `args` names.
     """
-    schedule = make_schedule(args)
-    env = env or envs.make(args.env_id, args.backend, args.dense_reward)
-    eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
-    episode_length = args.episode_length or env.episode_length
-    eval_length = args.episode_length or eval_env.episode_length
-    train_env = envs.wrap(env, args.num_envs, episode_length)
-
-    networks = make_networks(args, env)
+    env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
+    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    schedule, networks = make_schedule(args), make_networks(args, env)
 
     def adam(lr):
         return optax.adam(optax.linear_schedule(lr, 0, schedule.num_updates) if args.anneal_lr else lr)
@@ -398,47 +342,46 @@ def make_train(args, env=None, eval_env=None, log=None):
         {"actor": "actor", "critics": "critic", "log_alpha": "alpha"},
     )
 
-    def split_obs(obs):
-        return obs[..., : env.state_dim], obs[..., env.state_dim :]
+    def unroll(runner):
+        """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
+
+        def step(env_state, noise):
+            state, _ = jnp.split(env_state.obs, [env.state_dim], axis=-1)
+            action = act(networks, runner, env_state.obs, noise)
+            traj_id = env_state.info["traj_id"]
+            env_state = train_env.step(env_state, action)
+            next_state, goal = jnp.split(env_state.info["next_obs"], [env.state_dim], axis=-1)  # arm_grasp's goal moves
+            terminated = env_state.done - env_state.info["truncation"]
+            return env_state, (Transition(state, action, goal, next_state, terminated), traj_id)
+
+        key, noise_key = jax.random.split(runner.key)
+        steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
+        noise = correlate(jax.random.normal(noise_key, (steps, args.num_envs, size)), args.noise_correlation)
+        noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
+        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
+        buffer = buffer_add(runner.buffer, transitions, traj_id)
+        return runner._replace(env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
         key, eval_key, env_key, actor_key, *critic_keys = jax.random.split(key, 6)
         env_state = train_env.reset(env_key)
-        state, goal = split_obs(env_state.obs[0])
+        state, goal = jnp.split(env_state.obs[0], [env.state_dim])
         action = jnp.zeros(env.action_size)
         params = {
             "actor": networks.actor.init(actor_key, state, goal),
             "critics": tuple(networks.critic.init(critic_key, state, action, goal) for critic_key in critic_keys),
             "log_alpha": jnp.zeros(()),
         }
-        capacity = math.ceil(args.buffer_size / args.unroll_length) * args.unroll_length
-        buffer = buffer_init(Transition(state, action, goal, state, jnp.zeros(())), capacity, args.num_envs)
+        unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
+        transition = Transition(state, action, goal, state, jnp.zeros(()))
+        buffer = buffer_init(transition, unrolls * schedule.unroll_length, args.num_envs)
         target_critics = jax.tree.map(jnp.copy, params["critics"])
         runner = RunnerState(params, target_critics, optimizer.init(params), env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
-    def unroll(runner):
-        """Steps every environment `unroll_length` times with the stochastic policy, into the buffer."""
-
-        def step(env_state, noise):
-            state, _ = split_obs(env_state.obs)
-            action = act(networks, runner, env_state.obs, noise)
-            traj_id = env_state.info["traj_id"]
-            env_state = train_env.step(env_state, action)
-            next_state, goal = split_obs(env_state.info["next_obs"])  # arm_grasp's goal moves
-            terminated = env_state.done - env_state.info["truncation"]
-            return env_state, (Transition(state, action, goal, next_state, terminated), traj_id)
-
-        key, noise_key = jax.random.split(runner.key)
-        shape = (args.unroll_length, args.num_envs, env.action_size)
-        noise = correlate(jax.random.normal(noise_key, shape), args.noise_correlation)
-        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
-        buffer = buffer_add(runner.buffer, transitions, traj_id)
-        return runner._replace(env_state=env_state, buffer=buffer, key=key)
-
     def update(carry, inputs):
         params, target_critics, opt_state = carry
-        grads, metrics = jax.grad(sac_loss, has_aux=True)(params, target_critics, *inputs, networks, args)
+        grads, metrics = jax.grad(total_loss, has_aux=True)(params, target_critics, *inputs, networks, args)
         updates, opt_state = optimizer.update(grads, opt_state)
         params = optax.apply_updates(params, updates)
         target_critics = optax.incremental_update(params["critics"], target_critics, args.tau)
@@ -454,21 +397,21 @@ def make_train(args, env=None, eval_env=None, log=None):
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
         noise = jax.random.normal(noise_key, (shape[0], 2, shape[1], env.action_size))
         carry = runner.params, runner.target_critics, runner.opt_state
-        carry, metrics = jax.lax.scan(update, carry, ((batches, rewards), noise))
+        carry, metrics = jax.lax.scan(update, carry, (batches, rewards, noise))
         params, target_critics, opt_state = carry
         runner = runner._replace(params=params, target_critics=target_critics, opt_state=opt_state, key=key)
         return runner, jax.tree.map(jnp.mean, metrics)
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        eval_key, key = jax.random.split(runner.eval_key)
-        policy = partial(act, networks, runner)
-        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        metrics, env_state = envs.train_metrics(runner.env_state)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
-        metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
-        if log is not None:
-            envs.stream(log, {"num_steps": runner.buffer.num_steps} | metrics)
-        return runner._replace(eval_key=eval_key), metrics
+        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        eval_key, key = jax.random.split(runner.eval_key)
+        runner = runner._replace(env_state=env_state, eval_key=eval_key)
+        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        return runner, metrics | results
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)
@@ -476,20 +419,14 @@ def make_train(args, env=None, eval_env=None, log=None):
     return init, train
 
 
-# ---- main ------------------------------------------------------------------------------------------------------------
-
-
+@harness.errors_in_one_line()
 def main():
-    args = envs.parse_args(Args)
-    with envs.mistakes_in_one_line():
-        schedule = make_schedule(args)
-        env = envs.make(args.env_id, args.backend, args.dense_reward)
-        eval_env = envs.make_eval(env, args.eval_env_id)
-    if args.evaluate:
-        return envs.report(args, eval_env, evaluate)
-    run = envs.Run(args, env, eval_env, schedule)
-    init, train = make_train(args, env, eval_env, run.log)
-    run.execute(init, train, partial(act, make_networks(args, env)))
+    args = harness.parse_args(Args)
+    env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    eval_env = envs.make_eval(env, args.eval_env_id)
+    init, train = make_train(args, env, eval_env)
+    policy = partial(act, make_networks(args, env))
+    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
 
 
 if __name__ == "__main__":

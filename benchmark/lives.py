@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import envs
 from envs.checkpoint import load_policy
+
+import envs
 
 EPISODES = 256
 

@@ -1,135 +1,33 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
-`make` builds one task, `make_eval` another that its policies can be evaluated on, `wrap` a batch that resets itself;
-`ENV_IDS` lists them all. The rest is what a script needs besides its algorithm: `parse_args` reads its flags, `Run`
-logs and keeps a training, `report` evaluates what was learnt, and `stream` hands numbers from compiled code to Python.
+`make` builds one task, `make_eval` another that its policies can be evaluated on; `ENV_IDS` lists them all. `chunk`
+lets an action be several in a row, `wrap` makes a batch that resets itself, `train_metrics` reads what its episodes
+came to, and `evaluate` measures a policy.
 """
 
-import contextlib
-import difflib
-import gc
-import io
+import ctypes.util
+import os
+import sys
 
-import jax
+if sys.platform == "linux" and "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses how it draws when it is imported, and then for a display
 
-gc.disable()  # until all is imported: a Ctrl-C that falls into JAX's callback of the collector is lost
-with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that it lacks warp, which nothing here needs
-    import brax.envs  # noqa: F401
+from envs.base import BACKENDS, GoalEnv, UsageError
+from envs.evaluate import evaluate
+from envs.registry import TASKS, make, make_eval
+from envs.wrappers import chunk, train_metrics, wrap
 
-from envs.ant import Ant, AntBall, AntBallMaze, AntMaze, AntPush, AntRandomStart
-from envs.arm import ArmBinpick, ArmBinpickHand, ArmBinpickHard, ArmGrasp, ArmPush, ArmPushHard, ArmReach
-from envs.base import BACKENDS, GoalEnv
-from envs.cheetah import Cheetah
-from envs.cli import RunArgs, mistakes_in_one_line, parse_args
-from envs.host_call import stream
-from envs.humanoid import Humanoid, HumanoidMaze
-from envs.point import PointMaze
-from envs.pusher import Pusher, Pusher2, PusherHard, PusherReacher
-from envs.reacher import Reacher
-from envs.run import Run, report
-from envs.wrappers import BatchedEnv
-
-gc.enable()
-
-_MAZES = {  # the end of an id, and the layout's name
-    "u_maze": "u",
-    "big_maze": "big",
-    "hardest_maze": "hardest",
-    "u_maze_eval": "u_eval",
-    "big_maze_eval": "big_eval",
-}
-_TASKS = {  # id: class, and its arguments
-    "reacher": (Reacher, {}),
-    "cheetah": (Cheetah, {}),
-    "pusher_easy": (Pusher, {}),
-    "pusher_hard": (PusherHard, {}),
-    "pusher_reacher": (PusherReacher, {}),
-    "pusher2": (Pusher2, {}),
-    "ant": (Ant, {}),
-    "ant_random_start": (AntRandomStart, {}),
-    **{f"ant_{maze}": (AntMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
-    "ant_ball": (AntBall, {}),
-    "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u"}),
-    "ant_ball_big_maze": (AntBallMaze, {"layout": "ball_big"}),
-    "ant_push": (AntPush, {}),
-    "humanoid": (Humanoid, {}),
-    **{f"humanoid_{maze}": (HumanoidMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
-    **{f"simple_{maze}": (PointMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
-    "arm_reach": (ArmReach, {}),
-    "arm_grasp": (ArmGrasp, {}),
-    "arm_push_easy": (ArmPush, {}),
-    "arm_push_hard": (ArmPushHard, {}),
-    "arm_binpick_easy": (ArmBinpick, {}),
-    "arm_binpick_hard": (ArmBinpickHard, {}),
-    "arm_binpick_easy_eef": (ArmBinpickHand, {}),
-}
-
-ENV_IDS = tuple(_TASKS)
-
-
-def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **kwargs) -> GoalEnv:
-    """Builds one task.
-
-    Args:
-      env_id: one of `ENV_IDS`.
-      backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, but springs
-        for ants where they have them, and on an accelerator the pipeline that the benchmark uses for this task, so that
-        results compare with published ones.
-      dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
-      **kwargs: the task's own arguments, such as a maze's `layout`.
-
-    Raises:
-      ValueError: unknown id, or a pipeline that the task does not run on.
-    """
-    if env_id not in _TASKS:
-        nearest = difflib.get_close_matches(env_id, ENV_IDS, n=3, cutoff=0.5)
-        advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose one of {', '.join(ENV_IDS)}"
-        raise ValueError(f"unknown env id {env_id!r}; {advice}")
-    task, options = _TASKS[env_id]
-    if backend is None:
-        backend = task.cpu_backend if jax.default_backend() == "cpu" else task.benchmark_backend
-    if backend not in task.backends:
-        raise ValueError(f"{env_id} does not run on backend {backend!r}; choose one of {', '.join(task.backends)}")
-    return task(backend, dense_reward, **options | kwargs)
-
-
-def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
-    """The task `env_id` for policies that were trained on `env`; None is `env` itself.
-
-    Raises:
-      ValueError: unknown id, or its states, goals, actions or physics are others than those of `env`.
-    """
-    if env_id is None:
-        return env
-    fitting = [
-        name
-        for name, (task, _) in _TASKS.items()
-        if (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
-    ]
-    if env_id not in _TASKS or env_id in fitting:  # `make` says what is wrong with an unknown id
-        other = make(env_id, env.backend, env.dense_reward)
-        if other.action_size == env.action_size:
-            return other
-    advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
-    raise ValueError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")
-
-
-def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> BatchedEnv:
-    """`num_envs` copies of `env` that reset themselves after `episode_length` steps or when they terminate."""
-    return BatchedEnv(env, num_envs, episode_length)
-
+ENV_IDS = tuple(TASKS)
 
 __all__ = [
     "BACKENDS",
     "ENV_IDS",
     "GoalEnv",
-    "Run",
-    "RunArgs",
+    "UsageError",
+    "chunk",
+    "evaluate",
     "make",
     "make_eval",
-    "mistakes_in_one_line",
-    "parse_args",
-    "report",
-    "stream",
+    "train_metrics",
     "wrap",
 ]

@@ -39,7 +39,7 @@ def main():
             Image.fromarray(draw(env, q[:1])[0]).save(args.picture)
         if args.film:
             save_film(args.film, draw(env, q), 1 / float(env.dt))
-    except (ValueError, OSError) as error:
+    except envs.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

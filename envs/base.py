@@ -14,6 +14,11 @@ from brax.io import mjcf
 
 from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
 
+
+class UsageError(ValueError):
+    """What the user of a program can mend, in a sentence that says how; shown without a traceback."""
+
+
 BACKENDS = ("generalized", "positional", "spring", "mjx", "mujoco")
 MUJOCO = ("mjx", "mujoco")  # one physics, two programs
 SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
@@ -116,6 +121,7 @@ class GoalEnv(PipelineEnv):
     benchmark_backend: str = "mjx"  # the pipeline of the published results, for accelerators
     cpu_backend: str = "mujoco"  # the pipeline to take where there is no accelerator
     backends: tuple[str, ...] = BACKENDS
+    action_chunk: int = 1  # single steps of an action, see `envs.chunk`
     view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
 
     def __init__(self, backend: str, dense_reward: bool = False):

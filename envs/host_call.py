@@ -3,19 +3,20 @@
 JAX caches no program that contains one of its own callbacks, so a training with native physics would compile anew at
 every start; and such a callback costs about a quarter of a millisecond each time. XLA's foreign function interface has
 neither fault: a program holds just the name of its target. The structures below are those of the header
-`xla/ffi/api/c_api.h` that jaxlib ships (`jax.ffi.include_dir()`). On an accelerator JAX's callbacks are used.
+`xla/ffi/api/c_api.h` that jaxlib ships (`jax.ffi.include_dir()`). With another version of it, and on an accelerator,
+JAX's callback does the work.
 """
 
 import ctypes
+import warnings
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
-_API_MAJOR = 0
+_VERSIONS = ((0, 3), (0, 4))  # major and minor version of that header, jaxlib 0.10 and 0.11
 _EXTENSION_METADATA = 1
 _ERROR_INTERNAL = 13
 _FLOAT32 = 11
@@ -88,7 +89,7 @@ _Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
 
 _functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
 _handlers: dict[str, _Handler] = {}  # XLA holds bare pointers to these: they must never be collected
-_stream_names: dict[tuple, str] = {}
+_refused: set[str] = set()
 
 
 def _as_array(buffers: _Buffers) -> np.ndarray:
@@ -108,7 +109,10 @@ def _make_handler(name: str) -> _Handler:
             if frame.extension and frame.extension.contents.base.type == _EXTENSION_METADATA:
                 # XLA asks at registration which version of the interface this is.
                 version = frame.extension.contents.metadata.contents.api_version
-                version.major, version.minor = _API_MAJOR, frame.api.contents.api_version.minor
+                theirs = frame.api.contents.api_version
+                if (theirs.major, theirs.minor) not in _VERSIONS:
+                    raise NotImplementedError(f"version {theirs.major}.{theirs.minor} of XLA's interface")
+                version.major, version.minor = theirs.major, theirs.minor
             else:
                 result, expected = _functions[name](_as_array(frame.args)), _as_array(frame.results)
                 if result.shape != expected.shape:
@@ -126,8 +130,21 @@ def _make_handler(name: str) -> _Handler:
     return _Handler(handler)
 
 
+def _register(name: str, function: Callable) -> bool:
+    """Makes `function` the target `name` of XLA's interface; False if XLA's is of a version unknown here."""
+    _functions[name] = function
+    if name not in _handlers:
+        _handlers[name] = _make_handler(name)
+        try:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
+        except jax.errors.JaxRuntimeError as error:
+            _refused.add(name)
+            warnings.warn(f"programs with native MuJoCo compile anew at each start: {error}", stacklevel=2)
+    return name not in _refused
+
+
 def host_call(
-    name: str, function: Callable[[np.ndarray], np.ndarray], result_shape: tuple[int, ...], x, has_side_effect=False
+    name: str, function: Callable[[np.ndarray], np.ndarray], result_shape: tuple[int, ...], x: jax.Array
 ) -> jax.Array:
     """`function(x)` on the host, from within compiled code.
 
@@ -138,51 +155,10 @@ def host_call(
         once, as leading axes.
       result_shape: shape of the result for one unbatched `x`.
       x: float32 array.
-      has_side_effect: whether to call it even if nobody needs the result.
 
     Whether for a CPU or an accelerator is decided when it is traced, by JAX's default backend.
     """
     result = jax.ShapeDtypeStruct(result_shape, jnp.float32)
-    if jax.default_backend() != "cpu":
-        if has_side_effect:
-            return _io_callback(function, result_shape, x)
+    if jax.default_backend() != "cpu" or not _register(name, function):
         return jax.pure_callback(function, result, x, vmap_method="broadcast_all")
-    _functions[name] = function
-    if name not in _handlers:
-        _handlers[name] = _make_handler(name)
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(_handlers[name]), platform="cpu")
-    call = jax.ffi.ffi_call(name, result, has_side_effect=has_side_effect, vmap_method="broadcast_all")
-    return call(x)
-
-
-def _io_callback(function, result_shape, x):
-    """JAX's own calls the function once for each element of a vmap; this one hands it the whole batch."""
-    unbatched = x.ndim
-
-    @jax.custom_batching.custom_vmap
-    def call(x):
-        result = jax.ShapeDtypeStruct(x.shape[: x.ndim - unbatched] + result_shape, jnp.float32)
-        return jax.experimental.io_callback(function, result, x)
-
-    @call.def_vmap
-    def _(size, batched, x):
-        return call(x), True
-
-    return call(x)
-
-
-def stream(function: Callable, values: dict[str, jax.Array]) -> None:
-    """Hands scalars from within compiled code to `function(values)` on the host, while that code runs on.
-
-    They arrive as float32 numpy arrays, scalars, or of the shape of the vmaps around it.
-    """
-
-    names = tuple(values)
-
-    def on_host(stacked):  # it outlives the trace, to which the values belong
-        function(dict(zip(names, np.moveaxis(np.array(stacked), -1, 0), strict=True)))
-        return np.zeros(stacked.shape[:-1], np.float32)
-
-    stacked = jnp.stack([jnp.asarray(x, jnp.float32) for x in values.values()])
-    name = _stream_names.setdefault((function, *values), f"stream_{len(_stream_names)}")
-    host_call(name, on_host, (), stacked, has_side_effect=True)
+    return jax.ffi.ffi_call(name, result, vmap_method="broadcast_all")(x)

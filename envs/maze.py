@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.base import BOX, limit_pairs
+from envs.base import BOX, UsageError, limit_pairs
 
 # One string a row: `#` a wall, `r` where the agent starts, `g` where a goal can be, `b` where a ball can be, `.` empty.
 LAYOUTS = {
@@ -37,12 +37,12 @@ class Maze:
         rows = LAYOUTS.get(layout, layout).split()
         if len({len(row) for row in rows}) != 1 or not set("".join(rows)) <= set("#.rgb"):
             names = ", ".join(LAYOUTS)
-            raise ValueError(f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb'")
+            raise UsageError(f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb'")
         self.side = side
         self._grid = np.array([list(row) for row in rows])
         for mark in marks:
             if not len(self.cells(mark)):
-                raise ValueError(f"maze layout {layout!r}: needs at least one {mark!r}")
+                raise UsageError(f"maze layout {layout!r}: needs at least one {mark!r}")
 
     def cells(self, mark: str) -> np.ndarray:
         """Centres of the cells of this kind, (number, 2), metres."""

@@ -17,9 +17,6 @@ from mujoco import rollout
 
 from envs.host_call import host_call
 
-# An unstable state shows in the result; a line on the terminal and a log file for each of them are too much.
-mujoco.set_mju_user_warning(lambda message: None)
-
 _SENSORS = (
     mujoco.mjtSensor.mjSENS_FRAMEPOS,
     mujoco.mjtSensor.mjSENS_FRAMEQUAT,

@@ -1,58 +1,17 @@
-"""Pictures and films of tasks and policies, without a display."""
+"""Pictures and films of tasks, without a display."""
 
-import base64
 import copy
-import ctypes.util
-import html
 import math
-import os
-import platform
-from collections.abc import Callable
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 from PIL import Image, ImageDraw
 
 import envs
-from envs.base import GoalEnv
-from envs.wrappers import where_done
+from envs import GoalEnv, UsageError
 
 _TITLE_HEIGHT = 24  # pixels
-_FILM_COLUMNS = 3
-_REACHED = (40, 170, 70)  # frame around an episode from its first success on
-_PAGE = """<!doctype html>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-  img {{ width: 100% }}
-  td {{ padding: 0 1.5rem 0 0 }}
-  .reached {{ color: rgb{reached} }}
-</style>
-<h1>{title}</h1>
-<p>Episodes of the learned policy, each with its own start and goal;
-<b class="reached">framed</b> from the first time that it is within the goal's threshold.</p>
-<img src="data:image/gif;base64,{gif}" alt="{title}">
-<table>{rows}</table>
-"""
-
-
-def _make_renderer(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer:
-    if platform.system() == "Linux" and "MUJOCO_GL" not in os.environ:
-        # MuJoCo decides when it is imported, and then for a display.
-        from mujoco.rendering.classic import gl_context
-
-        if ctypes.util.find_library("EGL"):
-            from mujoco.egl import GLContext
-        elif ctypes.util.find_library("OSMesa"):
-            from mujoco.osmesa import GLContext
-        else:
-            raise OSError("pictures need EGL or OSMesa: apt install libegl1 libgl1, or libosmesa6")
-        gl_context.GLContext = GLContext
-    return mujoco.Renderer(model, height, width)
 
 
 def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np.ndarray) -> mujoco.MjvCamera:
@@ -75,16 +34,12 @@ def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np
 
 
 def draw(env: GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
-    """Pictures of a rollout: (time, height, width, 3) uint8, of joint positions `state.pipeline_state.q`, (time, nq).
-
-    Raises:
-      OSError: there is neither EGL nor OSMesa.
-    """
+    """Pictures of a rollout, (time, height, width, 3) uint8, by joint positions `state.pipeline_state.q`, (time, nq)."""
     model = copy.copy(env.sys.mj_model)
     model.vis.quality.offsamples, model.vis.quality.shadowsize = 2, 1024  # in half the time, and nobody sees it
     data = mujoco.MjData(model)
     q = np.asarray(q)
-    with _make_renderer(model, width, height) as renderer:
+    with mujoco.Renderer(model, height, width) as renderer:
         camera = _make_camera(env, model, data, q)
         pictures = []
         for qpos in q:
@@ -96,13 +51,11 @@ def draw(env: GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np
 
 
 def check_opengl():
-    """Raises OSError, which says what to install, if pictures cannot be drawn here."""
+    """Raises UsageError, which says what to install, if pictures cannot be drawn here."""
     try:
-        _make_renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).close()
-    except OSError:
-        raise
+        mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).close()
     except Exception as error:  # whatever the driver's bindings raise
-        raise OSError(f"pictures need a working EGL or OSMesa, see MUJOCO_GL: {error}") from error
+        raise UsageError(f"pictures need a working EGL (apt install libegl1 libgl1) or MUJOCO_GL: {error}") from error
 
 
 def save_film(path: str, pictures: np.ndarray, frames_per_second: float):
@@ -113,63 +66,6 @@ def save_film(path: str, pictures: np.ndarray, frames_per_second: float):
     first, *rest = (Image.fromarray(picture) for picture in pictures)
     duration = 10 * max(2, round(100 / frames_per_second))  # ms
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)
-
-
-def film_policy(
-    env: GoalEnv,
-    policy: Callable[[jax.Array, jax.Array], jax.Array],
-    key: jax.Array,
-    episode_length: int,
-    eval_noise: float,
-    num_episodes: int = 6,
-    num_pictures: int = 120,
-    width: int = 320,
-    height: int = 240,
-) -> np.ndarray:
-    """Episodes side by side, 3 in a row, as a film of at most `num_pictures` pictures, (time, height, width, 3) uint8.
-
-    An episode that the task ends stands still from then on. The film ends soon after the last episode that came near
-    its goal or ended, or with the episodes.
-
-    Args:
-      policy: observations (num_episodes, observation_size), noise (num_episodes, action_size) -> actions.
-      eval_noise: standard deviation of the noise.
-    """
-
-    def step(carry, key):
-        state, reached = carry
-        reached = jnp.maximum(reached, state.metrics["success"])
-        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
-        new_state = where_done(state.done, state, jax.vmap(env.step)(state, policy(state.obs, noise)))
-        return (new_state, reached), (state.pipeline_state.q, reached, state.done)
-
-    @jax.jit
-    def rollout(key):
-        state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
-        noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)
-        return jax.lax.scan(step, (state, jnp.zeros(num_episodes)), noise_keys)[1]
-
-    q, reached, ended = map(np.asarray, rollout(key))
-    over = np.maximum(reached, ended).all(1)
-    if over[-1]:  # the rest shows nothing new
-        q, reached = (x[: over.argmax() * 3 // 2 + 20] for x in (q, reached))
-    stride = math.ceil(len(q) / num_pictures)
-    q, reached = q[::stride], reached[::stride]
-    pictures = np.stack([draw(env, episode, width, height) for episode in q.swapaxes(0, 1)], axis=1)
-    frame = np.ones((height, width), bool)
-    frame[6:-6, 6:-6] = False
-    framed = (reached[..., None, None] > 0) & frame
-    pictures = np.where(framed[..., None], np.array(_REACHED, np.uint8), pictures)
-    rows = pictures.reshape(len(q), -1, _FILM_COLUMNS, height, width, 3).swapaxes(2, 3)
-    return rows.reshape(len(q), -1, _FILM_COLUMNS * width, 3)
-
-
-def save_page(path: str, film: str, title: str, facts: dict):
-    """Writes a web page with the film in it, which needs nothing else, and `facts` as a table."""
-    texts = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in facts.items()}
-    rows = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(text)}" for name, text in texts.items())
-    gif = base64.b64encode(Path(film).read_bytes()).decode()
-    Path(path).write_text(_PAGE.format(title=html.escape(title), gif=gif, rows=rows, reached=_REACHED))
 
 
 def random_rollout(env: GoalEnv, key: jax.Array, length: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Batching, episode length and automatic reset, as one wrapper around a single environment."""
+"""Action chunks, and batches of environments that reset themselves."""
 
 import jax
 import jax.numpy as jnp
 from brax.envs import State, Wrapper
 
-from envs.base import GoalEnv
+from envs.base import GoalEnv, UsageError
 
 
 def where_done(done, new, old):
@@ -16,16 +16,61 @@ def where_done(done, new, old):
     return jax.tree.map(where, new, old)
 
 
+def chunk(env: GoalEnv, length: int) -> GoalEnv:
+    """`env` with actions that are `length` of its own in a row; `env` itself if they are that already."""
+    return env if length == env.action_chunk else ActionChunk(env, length)
+
+
+class ActionChunk(Wrapper):
+    """An action is a chunk of `length` actions in a row, (length * action_size,), carried out without looking.
+
+    A step takes all of them, but stops where the episode ends. `reward` is the sum over its single steps, and each
+    `success…` in `state.metrics` the share of them in which it held; everything else is as after the last one.
+    """
+
+    def __init__(self, env: GoalEnv, length: int):
+        if env.action_chunk != 1:
+            raise UsageError(f"the task takes chunks of {env.action_chunk} actions already, not of {length}")
+        super().__init__(env)
+        self.action_chunk = length
+
+    @property
+    def action_size(self) -> int:
+        return self.action_chunk * self.env.action_size
+
+    def step(self, state: State, action: jax.Array) -> State:
+        def single_step(carry, action):
+            state, running = carry
+            new_state = self.env.step(state, action)
+            state = jax.tree.map(lambda new, old: jnp.where(running, new, old), new_state, state)
+            counted = {name: x for name, x in new_state.metrics.items() if name.startswith("success")}
+            counted = jax.tree.map(lambda x: running * x, (new_state.reward, counted))
+            ended = (new_state.done > 0) | (new_state.metrics["unstable"] > 0)
+            return (state, running & ~ended), counted
+
+        actions = action.reshape(self.action_chunk, self.env.action_size)
+        (state, _), (rewards, successes) = jax.lax.scan(single_step, (state, jnp.bool_(True)), actions)
+        metrics = state.metrics | jax.tree.map(jnp.mean, successes)
+        return state.replace(reward=rewards.sum(), metrics=metrics)
+
+
+def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> "BatchedEnv":
+    """`num_envs` copies of `env` that reset themselves after `episode_length` steps or when they terminate."""
+    return BatchedEnv(env, num_envs, episode_length)
+
+
 class BatchedEnv(Wrapper):
     """`num_envs` environments that step together; one that ends starts anew with a fresh start and a fresh goal.
 
     `state.info`, each with leading axis `num_envs`:
-      steps: int, steps taken in this episode.
+      steps: int, single steps taken in this episode; all of a chunk's count.
       truncation: float, 1 where the episode was ended by its length or by unstable physics alone; `done` is 1 too.
       unstable_resets: int, episodes of this environment that unstable physics has ended.
       traj_id: int, number of the episode in this environment; changes at every reset.
       next_obs: the observation that the last action led to, also where `obs` already belongs to the next episode.
       reset_key: the key of the environment's next reset.
+      episode_return, episode_near: float, sums of `reward` and of `metrics["success"]` in this episode so far.
+      ended: dict of sums over the episodes that have ended, see `train_metrics`.
     """
 
     def __init__(self, env: GoalEnv, num_envs: int, episode_length: int):
@@ -40,24 +85,30 @@ class BatchedEnv(Wrapper):
 
     def reset(self, rng: jax.Array) -> State:
         state, reset_keys = self._reset(jax.random.split(rng, self.num_envs))
+        zeros = jnp.zeros(self.num_envs)
         info = {
             "steps": jnp.zeros(self.num_envs, jnp.int32),
-            "truncation": jnp.zeros(self.num_envs),
+            "truncation": zeros,
             "unstable_resets": jnp.zeros(self.num_envs, jnp.int32),
             "traj_id": jnp.zeros(self.num_envs, jnp.int32),
             "next_obs": state.obs,
             "reset_key": reset_keys,
+            "episode_return": zeros,
+            "episode_near": zeros,
+            "ended": {"episodes": zeros, "success_rate": zeros, "episode_length": zeros, "episode_return": zeros},
         }
         return state.replace(info=state.info | info)
 
     def step(self, state: State, action: jax.Array) -> State:
         state = jax.vmap(self.env.step)(state, action)
         info = dict(state.info)
-        info["steps"] += 1
+        info["steps"] += self.env.action_chunk
         info["next_obs"] = state.obs
         unstable = state.metrics["unstable"] > 0
         info["unstable_resets"] += unstable
         info["truncation"] = jnp.where((info["steps"] >= self.episode_length) | unstable, 1.0 - state.done, 0.0)
+        info["episode_return"] += state.reward
+        info["episode_near"] += state.metrics["success"]
         state = state.replace(done=jnp.maximum(state.done, info["truncation"]), info=info)
         # The batch is reset only in a step in which some episode ends: where episodes run their full length, most steps
         # pay nothing for it. (Under a vmap over seeds, which turns the branch into a selection, all do.)
@@ -67,10 +118,33 @@ class BatchedEnv(Wrapper):
         """Replaces the environments that are done; reward, done and metrics stay those of the step just taken."""
         fresh, reset_keys = self._reset(state.info["reset_key"])
         info = state.info
-        physics, obs, steps, traj_id, reset_key = where_done(
-            state.done,
-            (fresh.pipeline_state, fresh.obs, jnp.zeros_like(info["steps"]), info["traj_id"] + 1, reset_keys),
-            (state.pipeline_state, state.obs, info["steps"], info["traj_id"], info["reset_key"]),
+        zeros = jnp.zeros(self.num_envs)
+        episode = {
+            "episodes": zeros + 1,
+            "success_rate": info["episode_near"] > 0,
+            "episode_length": info["steps"],
+            "episode_return": info["episode_return"],
+        }
+        ended = {name: info["ended"][name] + state.done * x for name, x in episode.items()}
+        new = {"steps": jnp.zeros_like(info["steps"]), "traj_id": info["traj_id"] + 1, "reset_key": reset_keys}
+        new |= {"episode_return": zeros, "episode_near": zeros}
+        old = {name: info[name] for name in new}
+        physics, obs, new = where_done(
+            state.done, (fresh.pipeline_state, fresh.obs, new), (state.pipeline_state, state.obs, old)
         )
-        info = info | {"steps": steps, "traj_id": traj_id, "reset_key": reset_key}
-        return state.replace(pipeline_state=physics, obs=obs, info=info)
+        return state.replace(pipeline_state=physics, obs=obs, info=info | new | {"ended": ended})
+
+
+def train_metrics(state: State) -> tuple[dict[str, jax.Array], State]:
+    """Means over the episodes of a batch that have ended since the last call, and the batch with its counts at zero.
+
+    Returns:
+      scalars: `train/success_rate`, `train/episode_length` in single steps, `train/episode_return`, which are NaN where
+      no episode has ended, and `train/unstable_resets`, of the whole training.
+    """
+    totals = jax.tree.map(jnp.sum, state.info["ended"])
+    episodes = totals.pop("episodes")
+    metrics = {f"train/{name}": total / episodes for name, total in totals.items()}
+    metrics["train/unstable_resets"] = state.info["unstable_resets"].sum()
+    zeros = jax.tree.map(jnp.zeros_like, state.info["ended"])
+    return metrics, state.replace(info=state.info | {"ended": zeros})

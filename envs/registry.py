@@ -1,0 +1,95 @@
+"""The benchmark's task ids, each with its class and that class's arguments."""
+
+import difflib
+
+import jax
+
+from envs.ant import Ant, AntBall, AntBallMaze, AntMaze, AntPush, AntRandomStart
+from envs.arm import ArmBinpick, ArmBinpickHand, ArmBinpickHard, ArmGrasp, ArmPush, ArmPushHard, ArmReach
+from envs.base import GoalEnv, UsageError
+from envs.cheetah import Cheetah
+from envs.humanoid import Humanoid, HumanoidMaze
+from envs.point import PointMaze
+from envs.pusher import Pusher, Pusher2, PusherHard, PusherReacher
+from envs.reacher import Reacher
+from envs.wrappers import chunk
+
+_MAZES = {  # the end of an id, and the layout's name
+    "u_maze": "u",
+    "big_maze": "big",
+    "hardest_maze": "hardest",
+    "u_maze_eval": "u_eval",
+    "big_maze_eval": "big_eval",
+}
+TASKS = {
+    "reacher": (Reacher, {}),
+    "cheetah": (Cheetah, {}),
+    "pusher_easy": (Pusher, {}),
+    "pusher_hard": (PusherHard, {}),
+    "pusher_reacher": (PusherReacher, {}),
+    "pusher2": (Pusher2, {}),
+    "ant": (Ant, {}),
+    "ant_random_start": (AntRandomStart, {}),
+    **{f"ant_{maze}": (AntMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
+    "ant_ball": (AntBall, {}),
+    "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u"}),
+    "ant_ball_big_maze": (AntBallMaze, {"layout": "ball_big"}),
+    "ant_push": (AntPush, {}),
+    "humanoid": (Humanoid, {}),
+    **{f"humanoid_{maze}": (HumanoidMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
+    **{f"simple_{maze}": (PointMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
+    "arm_reach": (ArmReach, {}),
+    "arm_grasp": (ArmGrasp, {}),
+    "arm_push_easy": (ArmPush, {}),
+    "arm_push_hard": (ArmPushHard, {}),
+    "arm_binpick_easy": (ArmBinpick, {}),
+    "arm_binpick_hard": (ArmBinpickHard, {}),
+    "arm_binpick_easy_eef": (ArmBinpickHand, {}),
+}
+
+
+def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **kwargs) -> GoalEnv:
+    """Builds one task.
+
+    Args:
+      env_id: one of `envs.ENV_IDS`.
+      backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, but springs
+        for ants where they have them, and on an accelerator the pipeline that the benchmark uses for this task, so that
+        results compare with published ones.
+      dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
+      **kwargs: the task's own arguments, such as a maze's `layout`.
+
+    Raises:
+      UsageError: unknown id, or a pipeline that the task does not run on.
+    """
+    if env_id not in TASKS:
+        nearest = difflib.get_close_matches(env_id, TASKS, n=3, cutoff=0.5)
+        advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose one of {', '.join(TASKS)}"
+        raise UsageError(f"unknown env id {env_id!r}; {advice}")
+    task, options = TASKS[env_id]
+    if backend is None:
+        backend = task.cpu_backend if jax.default_backend() == "cpu" else task.benchmark_backend
+    if backend not in task.backends:
+        raise UsageError(f"{env_id} does not run on backend {backend!r}; choose one of {', '.join(task.backends)}")
+    return task(backend, dense_reward, **options | kwargs)
+
+
+def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
+    """The task `env_id` for policies that were trained on `env`; None is `env` itself.
+
+    Raises:
+      UsageError: unknown id, or its states, goals, actions or physics are others than those of `env`.
+    """
+    if env_id is None:
+        return env
+    fitting = [
+        name
+        for name, (task, _) in TASKS.items()
+        if (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
+    ]
+    if env_id not in TASKS or env_id in fitting:  # `make` says what is wrong with an unknown id
+        other = chunk(make(env_id, env.backend, env.dense_reward), env.action_chunk)
+        if other.action_size == env.action_size:
+            return other
+    advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
+    raise UsageError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")

@@ -1,0 +1,81 @@
+"""Checkpoints of a whole training, and policies that stand alone. No pickle: a checkpoint holds arrays, a policy is a
+program of array operations."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from envs import GoalEnv, UsageError
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints in a folder, `epoch_000005` and so on, each whole or not there."""
+
+    def __init__(self, folder: Path, keep: int):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            step_prefix="epoch",
+            step_format_fixed_length=6,
+            cleanup_tmp_directories=True,  # of a process that was killed while it wrote
+            enable_async_checkpointing=False,
+        )
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, runner: Any, progress: dict) -> Path:
+        """Writes `runner`, any pytree of arrays, and `progress`, with the epoch; returns the checkpoint's folder."""
+        epoch, info = progress["epoch"], progress | {"shapes": _describe(runner)}
+        items = ocp.args.Composite(runner=ocp.args.StandardSave(runner), info=ocp.args.JsonSave(info))
+        self._manager.save(epoch, args=items, force=True)
+        return self._folder / f"epoch_{epoch:06d}"
+
+    def restore(self, shapes: Any) -> tuple[Any, dict]:
+        """The newest runner, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s, and its progress.
+
+        Raises:
+          UsageError: there is none, or its arrays have other names or shapes.
+        """
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            raise UsageError(f"{self._folder} holds no checkpoint yet: start the run anew")
+        info = self._manager.restore(epoch, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
+        if info["shapes"] != _describe(shapes):  # orbax would cut or pad them
+            raise UsageError(f"the checkpoint in {self._folder} was written by another version of the script")
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was written
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        items = ocp.args.Composite(runner=ocp.args.StandardRestore(shapes))
+        return self._manager.restore(epoch, args=items)["runner"], info
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    """Shape and type of each array, or of each `jax.ShapeDtypeStruct`, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.shape} {x.dtype}" for path, x in leaves}
+
+
+def export_policy(policy: Callable[[jax.Array, jax.Array], jax.Array], env: GoalEnv) -> bytes:
+    """A function of observations, (batch, observation_size), and noise, (batch, action_size), as StableHLO.
+
+    `jax.export.deserialize(…).call` is that function again, without the code that defined it. Where it was trained with
+    `--action-chunk H`, an action is H single ones in a row, one after the other.
+    """
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = [jax.ShapeDtypeStruct((batch, size), "float32") for size in (env.observation_size, env.action_size)]
+    return jax.export.export(jax.jit(policy), platforms=("cpu", "cuda", "tpu"))(*shapes).serialize()
+
+
+def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The function that `export_policy` made a file of.
+
+    Raises:
+      UsageError: there is no such file, or it holds no policy that this version of jax can read.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is not there: there is no checkpoint yet, or a folder for each seed")
+    try:
+        return jax.export.deserialize(bytearray(path.read_bytes())).call
+    except Exception as error:  # whatever flatbuffers and XLA raise for bytes that are none of theirs
+        raise UsageError(f"{path} is damaged, or was written by another version of jax") from error

@@ -1,0 +1,148 @@
+"""The command line of the scripts: flags, and those of an earlier run."""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import tyro
+
+from envs import UsageError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """The flags that are not about the algorithm, the same for all scripts."""
+
+    # run
+    seed: int = 1  # seed of all randomness
+    num_seeds: int = 1  # trainings at once, with the seeds from `seed` on
+    exp_name: str | None = None  # name of the experiment, part of the run directory's name; None: the script's
+    runs_dir: str = "runs"  # folder in which the run's own directory is made
+    run_dir: str | None = None  # the run's own directory; if it holds a run with these flags, that goes on
+    checkpoint_every: int = 5  # epochs between two checkpoints; 0 writes none
+    keep_checkpoints: int = 1  # newest checkpoints that stay on disk
+    capture_video: bool = False  # film the learned policy at the end: film.gif, film.html
+    track: bool = False  # mirror the log to Weights & Biases
+    compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
+
+    # earlier
+    resume: str | None = None  # directory of a run: go on with it, with its flags; --total-timesteps can be more
+    evaluate: str | None = None  # directory of a run or a checkpoint: evaluate and film its policy
+
+    def __post_init__(self):
+        """Raises UsageError for a count below 1 and another number below 0, unless its default is that low."""
+        for field in dataclasses.fields(self):
+            value, default = getattr(self, field.name), field.default
+            if type(value) in (int, float):  # neither a bool, nor one of JAX's tracers
+                counts = "int" in str(field.type) and default != 0 and field.name not in ("seed", "checkpoint_every")
+                lowest = -math.inf if default is not None and default < 0 else 1 if counts else 0
+                flag = field.name.replace("_", "-")
+                check(math.isfinite(value) and value >= lowest, f"--{flag} {value}: must be at least {lowest}")
+
+
+OF_PROCESS = {"resume", "evaluate", "run_dir", "compilation_cache"}  # flags that are no part of a run
+# Of a run, but it may go on with others of these; and with a larger budget.
+FREE = {"capture_video", "track", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
+OF_EVALUATION = {"seed", "num_eval_envs", "eval_env_id", "eval_noise", "episode_length", "backend"}
+
+
+def check(condition: bool, message: str):
+    """Raises UsageError, which is told in one line, if the condition does not hold."""
+    if not condition:
+        raise UsageError(message)
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    """A `UsageError` ends the process with one line and exit code 2. Every other exception stays what it is."""
+    try:
+        yield
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def script_of(flags_class: type) -> str:
+    """Name of the script that defines the flags, e.g. crl_jax."""
+    return Path(getattr(sys.modules[flags_class.__module__], "__file__", "notebook")).stem
+
+
+def flags_of(args: RunArgs) -> dict:
+    """The flags that belong to a run, for JSON."""
+    return {name: value for name, value in vars(args).items() if name not in OF_PROCESS}
+
+
+def directory_of(path: str) -> Path:
+    """The directory of the run to which this directory, of the run itself or one of its checkpoints, belongs."""
+    for folder in (Path(path), *Path(path).absolute().parents[:2]):
+        if (folder / "args.json").is_file():
+            return folder
+    raise UsageError(f"{path} is not the directory of a run: there is no args.json in it")
+
+
+def _stored_flags(path: str, flags_class: type) -> dict:
+    """The flags with which a run was started."""
+    file = directory_of(path) / "args.json"
+    stored = json.loads(file.read_text())
+    check(stored["script"] == script_of(flags_class), f"{path} is a run of {stored['script']}.py: take that script")
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in stored["flags"].items()}
+
+
+def _parse(flags_class: type[T], default: T | None = None) -> T:
+    """`tyro.cli`. Sweeps write --flag True and --flag=False where tyro wants --flag and --no-flag."""
+    booleans = {f"--{x.name.replace('_', '-')}" for x in dataclasses.fields(flags_class) if x.type in (bool, "bool")}
+    words = []
+    for word in sys.argv[1:]:
+        flag, equals, value = word.partition("=")
+        if words and words[-1] in booleans and word in ("True", "False"):
+            flag, equals, value = words.pop(), "=", word
+        if equals and flag in booleans and value in ("True", "False"):
+            word = flag if value == "True" else f"--no-{flag[2:]}"
+        words.append(word)
+    description = (inspect.getdoc(sys.modules[flags_class.__module__]) or "").partition("\n")[0]
+    return tyro.cli(flags_class, args=words, default=default, description=description)
+
+
+def parse_args(flags_class: type[T]) -> T:
+    """Reads the command line.
+
+    With `--resume RUN_DIR` the flags are those of that run, and so they are if `--run-dir` holds one: other values are
+    refused, but for `FREE`. With `--evaluate RUN_DIR` they are that run's as far as the script still has them, and
+    those of `OF_EVALUATION` may be given anew.
+    """
+    check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
+    default, given = flags_class(), _parse(flags_class)
+    if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
+        jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
+    check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
+    check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
+    earlier = given.evaluate or given.resume
+    if not earlier and given.run_dir and Path(given.run_dir, "args.json").is_file():
+        earlier = given.run_dir
+    if not earlier:
+        return given
+    stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
+    if given.evaluate:
+        stored = {name: x for name, x in stored.items() if name in names}
+        stored |= {"seed": default.seed, "num_eval_envs": getattr(default, "num_eval_envs", 128)}
+        return _parse(flags_class, dataclasses.replace(default, **stored))
+    other = ", ".join(sorted(stored.keys() ^ names))
+    check(not other, f"{earlier} is a run of another version of the script, which differs in the flags {other}")
+    run = dataclasses.replace(default, **stored)
+    given = _parse(flags_class, run)
+    for name in names - FREE:
+        flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
+        check(now == before, f"--{flag} {now}: the run in {earlier} has {before}, and that stays")
+    anneals = getattr(run, "anneal_lr", False) and given.total_timesteps != run.total_timesteps
+    check(not anneals, "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end")
+    return dataclasses.replace(given, resume=given.resume or given.run_dir, run_dir=None)

@@ -1,0 +1,216 @@
+"""A run from its start to its end: training, log, checkpoints, film; and the evaluation of one."""
+
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import binomtest
+
+import envs
+from envs import GoalEnv, UsageError, render
+from harness.checkpoint import Checkpoints, export_policy, load_policy
+from harness.cli import RunArgs, check, directory_of, flags_of, script_of
+from harness.film import film_policy
+from harness.log import Log
+
+_START = time.time()
+_COLUMNS = {  # on the terminal: title, width
+    "eval/success_rate": ("success rate", 13),
+    "eval/time_near_goal": ("time near goal", 15),
+    "eval/final_dist": ("final dist", 11),
+}
+
+
+def run(
+    args: RunArgs, env: GoalEnv, eval_env: GoalEnv, schedule: Any, init: Callable, train: Callable, policy: Callable
+):
+    """Trains, or with `--evaluate` evaluates. The docstring of this package says what it asks of its arguments.
+
+    The run's directory has `args.json`, `metrics.csv`, TensorBoard's file, `policy.jax`, `checkpoints/` and, with
+    `--capture-video`, `film.gif`. With several seeds each has a folder `seed_N` in it, with its curves and its policy;
+    the curves of the run itself are then means over seeds.
+    """
+    if args.evaluate:
+        return evaluate(args, eval_env)
+    if args.capture_video:
+        render.check_opengl()
+    key = jax.random.key(args.seed)
+    if args.num_seeds > 1:
+        key = jax.vmap(jax.random.key)(args.seed + jnp.arange(args.num_seeds))
+        init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, None))
+    shapes = jax.eval_shape(init, key)
+    _check_memory(shapes)
+    directory = directory_of(args.resume) if args.resume else _make_directory(args)
+    checkpoints = Checkpoints(directory / "checkpoints", args.keep_checkpoints)
+    steps = schedule.warmup_iterations * schedule.steps_per_iteration
+    runner, progress = None, {"epoch": 0, "steps": steps, "seconds": 0.0}
+    if args.resume:
+        runner, progress = checkpoints.restore(shapes)
+    first, steps = progress["epoch"], progress["steps"]
+    zero = _START - progress["seconds"]  # when a run that was never interrupted would have started
+    iterations = schedule.warmup_iterations + schedule.num_epochs * schedule.iterations_per_epoch
+    steps_per_epoch = schedule.iterations_per_epoch * schedule.steps_per_iteration
+    last = first + max(math.ceil((iterations * schedule.steps_per_iteration - steps) / steps_per_epoch), 0)
+    epochs = range(first + 1, last + 1)
+    _announce(args, env, schedule, shapes, directory, steps + len(epochs) * steps_per_epoch, epochs)
+    logs = _open_logs(args, env, directory, first, steps)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if runner is None:
+        runner = jax.jit(init)(key)
+    if epochs:
+        train_epoch = jax.jit(lambda runner: train(runner, 1), donate_argnums=0).lower(runner).compile()
+    before = time.time()
+    for epoch in epochs:
+        runner, metrics = train_epoch(runner)
+        metrics = {name: value[..., 0] for name, value in jax.device_get(metrics).items()}
+        now, steps = time.time(), steps + steps_per_epoch
+        speed = args.num_seeds * steps_per_epoch / (now - before)
+        updates = speed * schedule.updates_per_iteration / schedule.steps_per_iteration
+        _check_finite(args, epoch, metrics)
+        means = {name: float(np.mean(value)) for name, value in metrics.items()}
+        means |= {"charts/SPS": speed, "charts/updates_per_second": updates}
+        logs[0].add(epoch, steps, now - zero, means)
+        for i, log in enumerate(logs[1:]):
+            log.add(epoch, steps, now - zero, {name: float(value[i]) for name, value in metrics.items()})
+        line = f"{epoch:>3}/{last:<3} {steps:>13,} {speed:>8,.0f}"
+        line += "".join(f" {means[name]:>{width}.3f}" for name, (_, width) in _COLUMNS.items())
+        print(f"{line} {_clock(now - zero):>8} {_clock((last - epoch) * (now - before)):>8}", flush=True)
+        if args.checkpoint_every and (epoch % args.checkpoint_every == 0 or epoch == last):
+            for log in logs:
+                log.flush()  # curves reach as far as the checkpoint, whatever ends the process
+            folder = checkpoints.save(runner, {"epoch": epoch, "steps": steps, "seconds": now - zero})
+            for i, log in enumerate(logs[-args.num_seeds :]):
+                exported = export_policy(partial(policy, _of_seed(args, runner, i)), env)
+                _write(log.folder / "policy.jax", exported)
+                _write(folder / log.folder.relative_to(directory) / "policy.jax", exported)
+            print(f"{'':>7} checkpoint; to go on from it: {_command('--resume', directory)}", flush=True)
+        before = now
+    if args.capture_video:
+        _film(args, eval_env, partial(policy, _of_seed(args, runner, 0)), directory / "film.gif")
+        logs[0].add_film(directory / "film.gif", steps)
+    for log in logs:
+        log.close()
+    print(f"evaluate it: {_command('--evaluate', logs[-args.num_seeds].folder)}")
+
+
+def evaluate(args: RunArgs, env: GoalEnv):
+    """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, and a film."""
+    policy = load_policy(Path(args.evaluate, "policy.jax"))
+    task, episodes, length = args.eval_env_id or args.env_id, args.num_eval_envs, args.episode_length
+    program = jax.jit(
+        lambda key: envs.evaluate(env, policy, key, episodes, length or env.episode_length, args.eval_noise)
+    )
+    results = {name: float(value) for name, value in program(jax.random.key(args.seed)).items()}
+    rate = results.pop("eval/success_rate")
+    interval = binomtest(round(rate * episodes), episodes).proportion_ci(method="wilson")
+    print(f"{task}, {episodes} episodes, seed {args.seed}")
+    print(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
+    print(*(f"{name} {value:.3f}" for name, value in results.items()), sep="\n", flush=True)
+    render.check_opengl()
+    _film(args, env, policy, Path(args.evaluate, f"film_{task}_{args.seed}_noise_{args.eval_noise:g}.gif"))
+
+
+def _check_memory(shapes: Any):
+    """Raises UsageError if the state of a training is larger than the memory of this machine, on a CPU."""
+    if jax.default_backend() == "cpu":
+        need, there = _num_bytes(shapes), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        advice = "take fewer --num-envs or --num-seeds, or a smaller --buffer-size"
+        check(need < there, f"the training needs {need / 1e9:.0f} GB of memory of {there / 1e9:.0f}: {advice}")
+
+
+def _check_finite(args: RunArgs, epoch: int, metrics: dict[str, np.ndarray]):
+    """Raises UsageError for a metric that is NaN or infinite, but where no episode has ended."""
+    for name, value in metrics.items():
+        if not (name.startswith("train/") or np.isfinite(value).all()):
+            lost = args.seed + np.flatnonzero(~np.isfinite(value))
+            kept = "its checkpoints are of earlier epochs; lower learning rates may help"
+            raise UsageError(f"{name} is not finite in epoch {epoch} with seed {', '.join(map(str, lost))}; {kept}")
+
+
+def _make_directory(args: RunArgs) -> Path:
+    name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
+    directory = Path(args.run_dir or Path(args.runs_dir, name))
+    directory.mkdir(parents=True, exist_ok=bool(args.run_dir))
+    return directory
+
+
+def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory: Path, steps: int, epochs: range):
+    print(f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}")
+    ratio = schedule.steps_per_iteration / schedule.updates_per_iteration
+    memory = _num_bytes(shapes) / 1e6
+    print(
+        f"{steps:,} environment steps in {epochs.stop - 1} epochs, an update every {ratio:.3g} steps, {memory:.0f} MB of state"
+    )
+    print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}")
+    if args.num_seeds > 1:
+        print(f"{args.num_seeds} seeds at once; below, their means")
+    header = f"{'epoch':>7} {'steps':>13} {'steps/s':>8}"
+    header += "".join(f" {title:>{width}}" for title, width in _COLUMNS.values())
+    print(f"{header} {'elapsed':>8} {'left':>8}", flush=True)
+
+
+def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: int) -> list[Log]:
+    """The log of the run and, if there are several, of each seed; all with the flags, for those who come later."""
+    flags = flags_of(args) | {"backend": env.backend}  # whatever the default may be where the run goes on
+    if args.track:
+        import wandb  # only who tracks needs it
+
+        name = directory.resolve().name
+        wandb.init(id=name, name=name, dir=args.runs_dir, config=flags, sync_tensorboard=True, resume="allow")
+    flags_in = {directory: flags}
+    if args.num_seeds > 1:
+        for seed in range(args.seed, args.seed + args.num_seeds):
+            flags_in[directory / f"seed_{seed}"] = flags | {"seed": seed, "num_seeds": 1}
+    for folder, its_flags in flags_in.items():
+        stored = json.dumps({"script": script_of(type(args)), "flags": its_flags}, indent=1)
+        _write(folder / "args.json", stored.encode())
+    return [Log(folder, its_flags, epoch, steps) for folder, its_flags in flags_in.items()]
+
+
+def _of_seed(args: RunArgs, runner: Any, i: int) -> Any:
+    """The i-th seed's runner."""
+    return runner if args.num_seeds == 1 else jax.tree.map(lambda x: x[i], runner)
+
+
+def _film(args: RunArgs, env: GoalEnv, policy: Callable, path: Path):
+    length = args.episode_length or env.episode_length
+    pictures = film_policy(env, policy, jax.random.key(args.seed), length, args.eval_noise)
+    render.save_film(path, pictures, frames_per_second=20)
+    print(f"film: {path}", flush=True)
+
+
+def _write(path: Path, content: bytes):
+    """Writes a file at once, as others see it."""
+    path.parent.mkdir(exist_ok=True)
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_bytes(content)
+    partial_file.rename(path)
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _command(flag: str, value: Path) -> str:
+    """What to type, in this directory, to start this script again with this flag."""
+    return shlex.join([sys.orig_argv[0], sys.argv[0], flag, str(value)])
