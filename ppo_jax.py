@@ -23,9 +23,10 @@ Papers: Schulman et al. 2017 (arXiv 1707.06347) and 2016 (arXiv 1506.02438, adva
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,20 +35,22 @@ import optax
 from jax.nn import softplus
 
 import envs
+import harness
 
 
 @dataclass(frozen=True)
-class Args(envs.RunArgs):  # --seed, --resume and what else is not about the algorithm
+class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
+    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
 
-    # budget
+    # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates
+    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole minibatches
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
@@ -69,65 +72,67 @@ class Args(envs.RunArgs):  # --seed, --resume and what else is not about the alg
     # networks
     width: int = 256  # units of a hidden layer
     depth: int = 2  # hidden layers of the actor and of the critic; with residual a multiple of 4
-    activation: str = "relu"  # nonlinearity of the hidden layers: relu or swish
+    activation: Literal["relu", "swish"] = "relu"  # nonlinearity of the hidden layers
     layer_norm: bool = False  # normalise each hidden layer; deep networks need it
     residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
+
+    def __post_init__(self):
+        super().__post_init__()
+        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check(self.gae_lambda <= 1, "--gae-lambda must lie between 0 and 1")
+        harness.check(self.clip_eps > 0 and self.max_grad_norm > 0, "--clip-eps and --max-grad-norm must be positive")
+        harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = {"relu": nn.relu, "swish": nn.swish}
-LOG_STD_RANGE = (-5.0, 2.0)
-
 
 class Layer(nn.Module):
-    args: Args
+    width: int
+    activation: str
+    layer_norm: bool
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Dense(self.args.width, kernel_init=nn.initializers.lecun_uniform())(x)
-        return ACTIVATIONS[self.args.activation](nn.LayerNorm()(x) if self.args.layer_norm else x)
+        x = nn.Dense(self.width, kernel_init=nn.initializers.lecun_uniform())(x)
+        return getattr(nn, self.activation)(nn.LayerNorm()(x) if self.layer_norm else x)
 
 
 class ResidualBlock(nn.Module):
-    args: Args
+    layer: Callable[[], Layer]
 
     @nn.compact
     def __call__(self, x, _):
         h = x
         for _ in range(4):
-            h = Layer(self.args)(h)
+            h = self.layer()(h)
         return x + h, None
 
 
 class MLP(nn.Module):
-    args: Args
+    layer: Callable[[], Layer]
+    depth: int
+    residual: bool
     out_dim: int
 
     @nn.compact
     def __call__(self, *inputs):
         x = jnp.concatenate(inputs, axis=-1)
-        if self.args.residual:
-            x = Layer(self.args)(x)
+        if self.residual:
+            x = self.layer()(x)
             # One block is compiled and scanned over stacked parameters, however deep the network is.
-            blocks = nn.scan(
-                ResidualBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=self.args.depth // 4,
-            )
-            x, _ = blocks(self.args)(x, None)
+            over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
+            x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
         else:
-            for _ in range(self.args.depth):
-                x = Layer(self.args)(x)
+            for _ in range(self.depth):
+                x = self.layer()(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
 
 
 def action_distribution(actor_out):
     """Mean and log-std, (..., action_dim) each, of the Gaussian whose tanh is the action."""
     mean, log_std = jnp.split(actor_out, 2, axis=-1)
-    low, high = LOG_STD_RANGE
-    return mean, low + 0.5 * (high - low) * (jnp.tanh(log_std) + 1)
+    return mean, -5 + 3.5 * (jnp.tanh(log_std) + 1)  # between -5 and 2
 
 
 def log_prob_of(actor_out, u):
@@ -206,16 +211,8 @@ class Minibatch(NamedTuple):
     target_value: jax.Array
 
 
-def ppo_loss(params, batch, key, networks, args):
-    """The losses of actor and critic in one sum.
-
-    Args:
-      params: dict of `actor` and `critic`.
-      batch: `Minibatch`.
-      key: of the noise with which the entropy is estimated.
-    Returns:
-      the sum, and a dict of scalars to log.
-    """
+def actor_loss(params, batch, noise, networks, args):
+    """L(π) of a `Minibatch`, and metrics; standard normal noise, (batch, action_dim), picks actions for its entropy."""
     advantage = batch.advantage
     if args.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -223,27 +220,60 @@ def ppo_loss(params, batch, key, networks, args):
     log_ratio = log_prob_of(actor_out, batch.u) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - args.clip_eps, 1 + args.clip_eps)
-    noise = jax.random.normal(key, batch.u.shape)
     entropy = -jnp.mean(log_prob_of(actor_out, sample_u(actor_out, noise)))
-    actor_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage)) - args.entropy_coef * entropy
-    value = networks.critic.apply(params["critic"], batch.obs)[..., 0]
-    critic_loss = jnp.mean((value - batch.target_value) ** 2)
-    metrics = {
-        "critic": critic_loss,
-        "actor": actor_loss,
+    loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage)) - args.entropy_coef * entropy
+    return loss, {
+        "actor": loss,
         "entropy": entropy,
-        "value": jnp.mean(value),
         "approx_kl": jnp.mean(ratio - 1 - log_ratio),
         "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > args.clip_eps),
     }
-    return actor_loss + critic_loss, metrics
+
+
+def critic_loss(params, batch, networks):
+    """L(V) of a `Minibatch`, and metrics."""
+    value = networks.critic.apply(params["critic"], batch.obs)[..., 0]
+    loss = jnp.mean((value - batch.target_value) ** 2)
+    return loss, {"critic": loss, "value": jnp.mean(value)}
+
+
+def total_loss(params, batch, noise, networks, args):
+    """The sum of the two, each of which trains its own parameters alone, and a dict of scalars to log."""
+    actor, actor_metrics = actor_loss(params, batch, noise, networks, args)
+    critic, critic_metrics = critic_loss(params, batch, networks)
+    return actor + critic, critic_metrics | actor_metrics
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
+class Schedule(NamedTuple):
+    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
+
+    unroll_length: int  # actions of each environment
+    steps_per_iteration: int  # single steps, over all environments
+    updates_per_iteration: int
+    warmup_iterations: int  # without updates
+    iterations_per_epoch: int
+    num_epochs: int
+    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+
+
+def make_schedule(args):
+    steps_per_action = args.num_envs * args.action_chunk
+    unit = args.num_minibatches // math.gcd(args.num_minibatches, args.num_envs)
+    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and minibatches
+    steps = unroll * steps_per_action
+    updates = args.update_epochs * args.num_minibatches
+    iterations = math.ceil(args.total_timesteps / steps)
+    per_epoch = math.ceil(iterations / args.num_evals)
+    return Schedule(unroll, steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
+
+
 def make_networks(args, env):
-    return Networks(MLP(args, 2 * env.action_size), MLP(args, 1))
+    layer = partial(Layer, args.width, args.activation, args.layer_norm)
+    mlp = partial(MLP, layer, args.depth, args.residual)
+    return Networks(mlp(2 * env.action_size), mlp(1))
 
 
 class RunnerState(NamedTuple):
@@ -251,49 +281,8 @@ class RunnerState(NamedTuple):
     opt_state: optax.OptState
     statistics: Statistics | None  # with which the policy normalises what it sees
     env_state: Any
-    num_steps: jax.Array  # (): steps that each environment has taken so far
     key: jax.Array
     eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
-
-
-class Schedule(NamedTuple):
-    steps_per_iteration: int  # environment steps of an iteration: one unroll of all environments
-    updates_per_iteration: int
-    warmup_iterations: int  # without updates
-    iterations_per_epoch: int
-    num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
-
-    @property
-    def total_timesteps(self):
-        return (self.warmup_iterations + self.num_epochs * self.iterations_per_epoch) * self.steps_per_iteration
-
-
-def make_schedule(args):
-    """Counts iterations and epochs. Raises ValueError, with a value that would do, for flags that make no sense."""
-
-    def check(condition, flag, advice):
-        if not condition:
-            raise ValueError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: {advice}")
-
-    check(args.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
-    check(0 < args.gamma < 1, "gamma", "must lie between 0 and 1, both excluded")
-    check(0 <= args.gae_lambda <= 1, "gae_lambda", "must lie between 0 and 1")
-    for flag in ("clip_eps", "max_grad_norm"):
-        check(getattr(args, flag) > 0, flag, "must be positive")
-    blocks, rest = divmod(args.depth, 4)
-    check(not (args.residual and rest), "depth", f"a residual block has 4 layers, try {4 * (blocks + 1)}")
-    steps = args.num_envs * args.unroll_length
-    fitting = max(args.num_envs // args.num_minibatches + 1, 2) * args.num_minibatches
-    check(
-        steps % args.num_minibatches == 0 and args.num_minibatches < steps,
-        "num_minibatches",
-        f"must divide the {steps} steps of an unroll into parts of at least 2; or try --num-envs {fitting}",
-    )
-    iterations = math.ceil(args.total_timesteps / steps)
-    per_epoch = math.ceil(iterations / args.num_evals)
-    updates = args.update_epochs * args.num_minibatches
-    return Schedule(steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
 
 
 def normalize(statistics, obs):
@@ -309,60 +298,24 @@ def actor_output(networks, runner, obs):
 
 
 def act(networks, runner, obs, noise):
-    """Actions in [-1, 1], (..., action_dim), for observations (..., observation_size) and noise like the actions.
+    """Actions, (..., action_dim), for observations (..., observation_size): how evaluation and films act.
 
-    Standard normal noise samples the policy, 0 takes its mean. Evaluation and the policy that a run exports act by
-    this; the exported one has no `runner.env_state`.
+    Standard normal noise, like the actions, samples the policy; 0 takes its mean.
     """
     return jnp.tanh(sample_u(actor_output(networks, runner, obs), noise))
 
 
-def evaluate(env, policy, key, num_episodes, episode_length, eval_noise):
-    """Episodes of `policy`, (observations, noise) -> actions. What follows an early end counts as not near the goal."""
+def make_train(args, env=None, eval_env=None):
+    """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
-    def step(carry, key):
-        env_state, running, steps_near, episode_return, final_dist = carry
-        noise = eval_noise * jax.random.normal(key, (num_episodes, env.action_size))
-        env_state = jax.vmap(env.step)(env_state, policy(env_state.obs, noise))
-        steps_near += running * env_state.metrics["success"]
-        episode_return += running * env_state.reward
-        final_dist = jnp.where(running, env_state.metrics["dist"], final_dist)
-        running *= (1 - env_state.done) * (1 - env_state.metrics["unstable"])
-        return (env_state, running, steps_near, episode_return, final_dist), None
-
-    zeros = jnp.zeros(num_episodes)
-    env_state = jax.vmap(env.reset)(jax.random.split(key, num_episodes))
-    carry = (env_state, zeros + 1, zeros, zeros, zeros)
-    noise_keys = jax.random.split(jax.random.fold_in(key, num_episodes), episode_length)  # one that split does not give
-    (_, _, steps_near, episode_return, final_dist), _ = jax.lax.scan(step, carry, noise_keys)
-    return {
-        "eval/success_rate": jnp.mean(steps_near > 0),
-        "eval/time_near_goal": jnp.mean(steps_near) / episode_length,
-        "eval/final_dist": jnp.mean(final_dist),
-        "eval/episode_return": jnp.mean(episode_return),
-    }
-
-
-def make_train(args, env=None, eval_env=None, log=None):
-    """Builds the two pure functions that are the whole training.
-
-    `runner_state = init(key)` makes networks and environments;
-    `runner_state, metrics = train(runner_state, num_epochs)` is one scan over epochs. `metrics` is a dict of arrays
-    (num_epochs,). Both can be jitted, and vmapped over seeds.
-
-    Args:
-      env, eval_env: tasks of one's own, with rewards of their own, instead of those that `args` names.
-      log: called on the host at the end of each epoch, while the scan goes on, with a dict of its metrics and
-        `num_steps`, the steps that each environment has taken so far.
+    `runner = init(key)` makes networks and environments. One scan over epochs is `runner, metrics = train(runner,
+    num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are tasks of one's own, with rewards
+    of their own, instead of those that `args` names.
     """
-    schedule = make_schedule(args)
-    env = env or envs.make(args.env_id, args.backend, args.dense_reward)
-    eval_env = eval_env or envs.make_eval(env, args.eval_env_id)
-    episode_length = args.episode_length or env.episode_length
-    eval_length = args.episode_length or eval_env.episode_length
-    train_env = envs.wrap(env, args.num_envs, episode_length)
-
-    networks = make_networks(args, env)
+    env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
+    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    schedule, networks = make_schedule(args), make_networks(args, env)
     lr = optax.linear_schedule(args.learning_rate, 0, schedule.num_updates) if args.anneal_lr else args.learning_rate
     optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(lr))
 
@@ -373,10 +326,10 @@ def make_train(args, env=None, eval_env=None, log=None):
         params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
         statistics = Statistics(jnp.zeros(()), jnp.zeros_like(obs), jnp.ones_like(obs))
         statistics = statistics if args.normalize_observations else None
-        return RunnerState(params, optimizer.init(params), statistics, env_state, jnp.int32(0), key, eval_key)
+        return RunnerState(params, optimizer.init(params), statistics, env_state, key, eval_key)
 
     def unroll(runner):
-        """Steps every environment `unroll_length` times with the stochastic policy; returns these `Transition`s too."""
+        """Every environment takes `unroll_length` actions of the stochastic policy; returns these `Transition`s too."""
 
         def step(env_state, key):
             obs = env_state.obs
@@ -396,14 +349,13 @@ def make_train(args, env=None, eval_env=None, log=None):
             return env_state, transition
 
         key, unroll_key = jax.random.split(runner.key)
-        keys = jax.random.split(unroll_key, args.unroll_length)
+        keys = jax.random.split(unroll_key, schedule.unroll_length)
         env_state, transitions = jax.lax.scan(step, runner.env_state, keys)
-        num_steps = runner.num_steps + args.unroll_length
-        return runner._replace(env_state=env_state, num_steps=num_steps, key=key), transitions
+        return runner._replace(env_state=env_state, key=key), transitions
 
     def update(carry, inputs):
         params, opt_state = carry
-        grads, metrics = jax.grad(ppo_loss, has_aux=True)(params, *inputs, networks, args)
+        grads, metrics = jax.grad(total_loss, has_aux=True)(params, *inputs, networks, args)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
@@ -412,16 +364,18 @@ def make_train(args, env=None, eval_env=None, log=None):
         runner, transitions = unroll(runner)
         obs, next_obs = (normalize(runner.statistics, obs) for obs in (transitions.obs, transitions.next_obs))
         value, next_value = (networks.critic.apply(runner.params["critic"], x)[..., 0] for x in (obs, next_obs))
-        advantage = advantages_of(transitions, value, next_value, args.gamma, args.gae_lambda)
+        gamma = args.gamma**args.action_chunk
+        advantage = advantages_of(transitions, value, next_value, gamma, args.gae_lambda)
         batch = Minibatch(obs, transitions.u, transitions.log_prob, advantage, advantage + value)
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
         def update_epoch(carry, key):
             order_key, noise_key = jax.random.split(key)
-            order = jax.random.permutation(order_key, schedule.steps_per_iteration)
+            order = jax.random.permutation(order_key, len(batch.obs))
             order = order.reshape(args.num_minibatches, -1)
             keys = jax.random.split(noise_key, args.num_minibatches)
-            return jax.lax.scan(update, carry, (jax.tree.map(lambda x: x[order], batch), keys))
+            noise = jax.vmap(lambda key: jax.random.normal(key, batch.u[order[0]].shape))(keys)
+            return jax.lax.scan(update, carry, (jax.tree.map(lambda x: x[order], batch), noise))
 
         key, update_key = jax.random.split(runner.key)
         keys = jax.random.split(update_key, args.update_epochs)
@@ -433,14 +387,14 @@ def make_train(args, env=None, eval_env=None, log=None):
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        eval_key, key = jax.random.split(runner.eval_key)
-        policy = partial(act, networks, runner)
-        metrics = evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        metrics, env_state = envs.train_metrics(runner.env_state)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
-        metrics["charts/unstable_resets"] = runner.env_state.info["unstable_resets"].sum()
-        if log is not None:
-            envs.stream(log, {"num_steps": runner.num_steps} | metrics)
-        return runner._replace(eval_key=eval_key), metrics
+        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        eval_key, key = jax.random.split(runner.eval_key)
+        runner = runner._replace(env_state=env_state, eval_key=eval_key)
+        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        return runner, metrics | results
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)
@@ -448,20 +402,14 @@ def make_train(args, env=None, eval_env=None, log=None):
     return init, train
 
 
-# ---- main ------------------------------------------------------------------------------------------------------------
-
-
+@harness.errors_in_one_line()
 def main():
-    args = envs.parse_args(Args)
-    with envs.mistakes_in_one_line():
-        schedule = make_schedule(args)
-        env = envs.make(args.env_id, args.backend, args.dense_reward)
-        eval_env = envs.make_eval(env, args.eval_env_id)
-    if args.evaluate:
-        return envs.report(args, eval_env, evaluate)
-    run = envs.Run(args, env, eval_env, schedule)
-    init, train = make_train(args, env, eval_env, run.log)
-    run.execute(init, train, partial(act, make_networks(args, env)))
+    args = harness.parse_args(Args)
+    env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    eval_env = envs.make_eval(env, args.eval_env_id)
+    init, train = make_train(args, env, eval_env)
+    policy = partial(act, make_networks(args, env))
+    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
 
 
 if __name__ == "__main__":
