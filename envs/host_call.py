@@ -10,7 +10,7 @@ JAX's callback does the work.
 import ctypes
 import warnings
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
 import jax
 import jax.numpy as jnp
@@ -22,70 +22,37 @@ _ERROR_INTERNAL = 13
 _FLOAT32 = 11
 
 
-class _Extension(Structure):
-    _fields_ = [("struct_size", c_size_t), ("type", c_int), ("next", c_void_p)]
+def _struct(name: str, **fields) -> type[Structure]:
+    """A structure of the header, whose first field is always its size."""
+    return type(name, (Structure,), {"_fields_": [("struct_size", c_size_t), *fields.items()]})
 
 
-class _Version(Structure):
-    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("major", c_int), ("minor", c_int)]
-
-
-class _Metadata(Structure):
-    _fields_ = [("struct_size", c_size_t), ("api_version", _Version), ("traits", ctypes.c_uint32)]
+_Extension = _struct("_Extension", type=c_int, next=c_void_p)
+_Version = _struct("_Version", extension=c_void_p, major=c_int, minor=c_int)
+_Metadata = _struct("_Metadata", api_version=_Version, traits=c_uint32)
+_ErrorArgs = _struct("_ErrorArgs", extension=c_void_p, message=c_char_p, code=c_int)
+_CreateError = CFUNCTYPE(c_void_p, POINTER(_ErrorArgs))
+_Api = _struct("_Api", extension=c_void_p, api_version=_Version, internal_api=c_void_p, create_error=_CreateError)
+_Buffer = _struct("_Buffer", extension=c_void_p, dtype=c_int, data=c_void_p, rank=c_int64, dims=POINTER(c_int64))
+_Buffers = _struct(  # of the arguments, and of the results
+    "_Buffers", extension=c_void_p, size=c_int64, types=c_void_p, buffers=POINTER(POINTER(_Buffer))
+)
 
 
 class _MetadataExtension(Structure):
     _fields_ = [("base", _Extension), ("metadata", POINTER(_Metadata))]
 
 
-class _ErrorArgs(Structure):
-    _fields_ = [("struct_size", c_size_t), ("extension", c_void_p), ("message", c_char_p), ("code", c_int)]
-
-
-class _Api(Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("extension", c_void_p),
-        ("api_version", _Version),
-        ("internal_api", c_void_p),
-        ("create_error", ctypes.CFUNCTYPE(c_void_p, POINTER(_ErrorArgs))),
-    ]
-
-
-class _Buffer(Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("extension", c_void_p),
-        ("dtype", c_int),
-        ("data", c_void_p),
-        ("rank", c_int64),
-        ("dims", POINTER(c_int64)),
-    ]
-
-
-class _Buffers(Structure):  # of the arguments, and of the results
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("extension", c_void_p),
-        ("size", c_int64),
-        ("types", c_void_p),
-        ("buffers", POINTER(POINTER(_Buffer))),
-    ]
-
-
-class _CallFrame(Structure):
-    _fields_ = [
-        ("struct_size", c_size_t),
-        ("extension", POINTER(_MetadataExtension)),
-        ("api", POINTER(_Api)),
-        ("context", c_void_p),
-        ("stage", c_int),
-        ("args", _Buffers),
-        ("results", _Buffers),
-    ]
-
-
-_Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
+_CallFrame = _struct(
+    "_CallFrame",
+    extension=POINTER(_MetadataExtension),
+    api=POINTER(_Api),
+    context=c_void_p,
+    stage=c_int,
+    args=_Buffers,
+    results=_Buffers,
+)
+_Handler = CFUNCTYPE(c_void_p, POINTER(_CallFrame))
 
 _functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
 _handlers: dict[str, _Handler] = {}  # XLA holds bare pointers to these: they must never be collected

@@ -68,18 +68,6 @@ def save_film(path: str, pictures: np.ndarray, frames_per_second: float):
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)
 
 
-def random_rollout(env: GoalEnv, key: jax.Array, length: int) -> np.ndarray:
-    """Joint positions under random actions, (length, nq)."""
-
-    def step(state, key):
-        action = jax.random.uniform(key, (env.action_size,), minval=-1, maxval=1)
-        return env.step(state, action), state.pipeline_state.q
-
-    reset_key, action_key = jax.random.split(key)
-    keys = jax.random.split(action_key, length)
-    return np.array(jax.jit(lambda: jax.lax.scan(step, env.reset(reset_key), keys)[1])())
-
-
 def gallery(columns: int = 6, width: int = 280, height: int = 210) -> Image.Image:
     """One picture of the start of each task, with their names."""
     rows = math.ceil(len(envs.ENV_IDS) / columns)

@@ -30,13 +30,13 @@ class RunArgs:
     run_dir: str | None = None  # the run's own directory; if it holds a run with these flags, that goes on
     checkpoint_every: int = 5  # epochs between two checkpoints; 0 writes none
     keep_checkpoints: int = 1  # newest checkpoints that stay on disk
-    capture_video: bool = False  # film the learned policy at the end: film.gif, film.html
+    capture_video: bool = False  # film the learned policy at the end, as film.gif
     track: bool = False  # mirror the log to Weights & Biases
     compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
 
     # earlier
     resume: str | None = None  # directory of a run: go on with it, with its flags; --total-timesteps can be more
-    evaluate: str | None = None  # directory of a run or a checkpoint: evaluate and film its policy
+    evaluate: str | None = None  # directory of a run or a checkpoint: evaluate its policy, with --capture-video film it
 
     def __post_init__(self):
         """Raises UsageError for a count below 1 and another number below 0, unless its default is that low."""
@@ -49,14 +49,14 @@ class RunArgs:
                 check(math.isfinite(value) and value >= lowest, f"--{flag} {value}: must be at least {lowest}")
 
 
-OF_PROCESS = {"resume", "evaluate", "run_dir", "compilation_cache"}  # flags that are no part of a run
-# Of a run, but it may go on with others of these; and with a larger budget.
-FREE = {"capture_video", "track", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
-OF_EVALUATION = {"seed", "num_eval_envs", "eval_env_id", "eval_noise", "episode_length", "backend"}
+_OF_PROCESS = {"resume", "evaluate", "run_dir", "compilation_cache"}  # flags that are no part of a run
+# What may be given anew when a run goes on, and when it is evaluated.
+_OF_RESUME = {"capture_video", "track", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
+_OF_EVALUATION = {"seed", "num_eval_envs", "capture_video", "eval_env_id", "eval_noise", "episode_length", "backend"}
 
 
 def check(condition: bool, message: str):
-    """Raises UsageError, which is told in one line, if the condition does not hold."""
+    """Raises UsageError if the condition does not hold."""
     if not condition:
         raise UsageError(message)
 
@@ -78,7 +78,7 @@ def script_of(flags_class: type) -> str:
 
 def flags_of(args: RunArgs) -> dict:
     """The flags that belong to a run, for JSON."""
-    return {name: value for name, value in vars(args).items() if name not in OF_PROCESS}
+    return {name: value for name, value in vars(args).items() if name not in _OF_PROCESS}
 
 
 def directory_of(path: str) -> Path:
@@ -115,9 +115,9 @@ def _parse(flags_class: type[T], default: T | None = None) -> T:
 def parse_args(flags_class: type[T]) -> T:
     """Reads the command line.
 
-    With `--resume RUN_DIR` the flags are those of that run, and so they are if `--run-dir` holds one: other values are
-    refused, but for `FREE`. With `--evaluate RUN_DIR` they are that run's as far as the script still has them, and
-    those of `OF_EVALUATION` may be given anew.
+    With `--resume RUN_DIR` the flags are those of that run, and so they are if `--run-dir` holds a checkpoint; with
+    `--evaluate RUN_DIR` too, as far as the script still has them. Other values are refused, but for what
+    `_OF_RESUME` and `_OF_EVALUATION` list.
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
     default, given = flags_class(), _parse(flags_class)
@@ -126,23 +126,22 @@ def parse_args(flags_class: type[T]) -> T:
         jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
-    earlier = given.evaluate or given.resume
-    if not earlier and given.run_dir and Path(given.run_dir, "args.json").is_file():
-        earlier = given.run_dir
+    goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
+    earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
     if given.evaluate:
-        stored = {name: x for name, x in stored.items() if name in names}
-        stored |= {"seed": default.seed, "num_eval_envs": getattr(default, "num_eval_envs", 128)}
-        return _parse(flags_class, dataclasses.replace(default, **stored))
-    other = ", ".join(sorted(stored.keys() ^ names))
-    check(not other, f"{earlier} is a run of another version of the script, which differs in the flags {other}")
+        stored = {name: value for name, value in stored.items() if name in names}
+        stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video")}
+    else:
+        other = ", ".join(sorted(stored.keys() ^ names))
+        check(not other, f"{earlier} is a run of another version of the script, which differs in the flags {other}")
     run = dataclasses.replace(default, **stored)
     given = _parse(flags_class, run)
-    for name in names - FREE:
+    for name in names - (_OF_EVALUATION if given.evaluate else _OF_RESUME):
         flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
         check(now == before, f"--{flag} {now}: the run in {earlier} has {before}, and that stays")
-    anneals = getattr(run, "anneal_lr", False) and given.total_timesteps != run.total_timesteps
-    check(not anneals, "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end")
-    return dataclasses.replace(given, resume=given.resume or given.run_dir, run_dir=None)
+    longer = given.total_timesteps != run.total_timesteps and getattr(run, "anneal_lr", False)
+    check(not longer, "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end")
+    return given if given.evaluate else dataclasses.replace(given, resume=earlier, run_dir=None)

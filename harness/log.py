@@ -26,8 +26,10 @@ class Log:
         self.folder, self._csv = folder, folder / "metrics.csv"
         if epoch:
             self._writer.add_event(Event(step=steps + 1, session_log=SessionLog(status=SessionLog.START)))
-            lines = self._csv.read_text().splitlines(keepends=True)
-            self._csv.write_text("".join(lines[:1] + [x for x in lines[1:] if int(x.split(",")[0]) <= epoch]))
+            header, *rows = self._csv.read_text().splitlines(keepends=True)
+            self._csv.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epoch))
+        else:
+            self._csv.unlink(missing_ok=True)
         rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flags.items()}
         self._add(hparams_pb(values, trial_id=folder.resolve().name))

@@ -108,7 +108,9 @@ def run(
 
 
 def evaluate(args: RunArgs, env: GoalEnv):
-    """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, and a film."""
+    """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval; perhaps a film."""
+    if args.capture_video:
+        render.check_opengl()
     policy = load_policy(Path(args.evaluate, "policy.jax"))
     task, episodes, length = args.eval_env_id or args.env_id, args.num_eval_envs, args.episode_length
     program = jax.jit(
@@ -120,8 +122,8 @@ def evaluate(args: RunArgs, env: GoalEnv):
     print(f"{task}, {episodes} episodes, seed {args.seed}")
     print(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
     print(*(f"{name} {value:.3f}" for name, value in results.items()), sep="\n", flush=True)
-    render.check_opengl()
-    _film(args, env, policy, Path(args.evaluate, f"film_{task}_{args.seed}_noise_{args.eval_noise:g}.gif"))
+    if args.capture_video:
+        _film(args, env, policy, Path(args.evaluate, f"film_{task}_{args.seed}_noise_{args.eval_noise:g}.gif"))
 
 
 def _check_memory(shapes: Any):

@@ -1,0 +1,423 @@
+"""Twin delayed DDPG with hindsight experience replay (TD3 + HER): goals that were reached by chance teach how to reach.
+
+The reward of a step is 1 where it ends near the goal and 0 elsewhere (or the task's shaped one, --dense-reward). Twin
+critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, under the deterministic policy
+a = π(s, g). Noise on the next action, of standard deviation σ and clipped to ±c, keeps π from climbing narrow peaks of Q:
+
+    a' = clip( π̄(s', g) + clip(σ ε, -c, c), -1, 1 ),   ε ~ N(0, 1)
+    y = r(s, a, s', g) + γ (1 - terminated) min_i Q̄_i(s', a', g)
+    L(Q) = mean( (Q₁(s, a, g) - y)² + (Q₂(s, a, g) - y)² )
+    L(π) = -mean( Q₁(s, π(s, g), g) )
+
+After every --policy-delay updates of Q comes one of π, and then the targets follow slowly, Q̄ ← Q̄ + τ (Q - Q̄) and
+π̄ ← π̄ + τ (π - π̄). Training explores with noise on the actions. An episode that is cut off by its length is bootstrapped
+as if it went on; only a termination of the task's own ends the sum.
+
+A goal far away is never reached by chance, and a reward that is always 0 teaches nothing. So a share of each batch gets
+another goal: where its own trajectory was later on. What happened stays true, for how the world answers an action does
+not depend on the goal; only the reward is computed anew. --her-ratio 0 is plain TD3.
+
+Papers: Fujimoto et al. 2018 (arXiv 1802.09477), Andrychowicz et al. 2017 (arXiv 1707.01495) and Bortkiewicz et al.
+2025 (arXiv 2408.11052, the benchmark).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+import envs
+import harness
+
+
+@dataclass(frozen=True)
+class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
+    # task
+    env_id: str = "reacher"  # task, one of envs.ENV_IDS
+    eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
+    backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
+    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
+
+    # budget, in single steps
+    total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
+    num_envs: int = 256  # environments stepped in parallel
+    episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
+    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole actor updates
+    num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
+    num_eval_envs: int = 128  # episodes of an evaluation
+    eval_noise: float = 0.0  # noise of evaluated actions, in units of exploration_noise: 0 is the policy itself
+
+    # algorithm
+    env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
+    batch_size: int = 256  # transitions of an update
+    buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
+    learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
+    gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
+    dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
+    her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain TD3
+    her_strategy: Literal["future", "final"] = "future"  # that goal: of any later step, or of the last one
+    tau: float = 0.005  # share of the way to the actor and the critics that their targets go with each actor's update
+
+    policy_delay: int = 2  # updates of the critics for each update of the actor and of all targets
+    smoothing_noise: float = 0.2  # standard deviation of the noise on the target's action
+    smoothing_clip: float = 0.5  # where that noise is cut off
+    exploration_noise: float = 0.4  # standard deviation of the noise on actions in training
+    noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    actor_lr: float = 1e-3  # Adam's learning rate for the actor
+    critic_lr: float = 1e-3  # Adam's learning rate for both critics
+    anneal_lr: bool = False  # let both learning rates fall linearly, to 0 at the end of the run
+
+    # networks
+    width: int = 256  # units of a hidden layer
+    depth: int = 2  # hidden layers of the actor and of each critic; with residual a multiple of 4
+    activation: Literal["relu", "swish"] = "relu"  # nonlinearity of the hidden layers
+    layer_norm: bool = False  # normalise each hidden layer; deep networks need it
+    residual: bool = False  # residual blocks of 4 hidden layers, behind one more layer that widens the input
+
+    def __post_init__(self):
+        super().__post_init__()
+        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check(self.her_ratio <= 1, "--her-ratio must lie between 0 and 1")
+        harness.check(0 < self.tau <= 1, "--tau must lie between 0, excluded, and 1")
+        harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
+        harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    width: int
+    activation: str
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.width, kernel_init=nn.initializers.lecun_uniform())(x)
+        return getattr(nn, self.activation)(nn.LayerNorm()(x) if self.layer_norm else x)
+
+
+class ResidualBlock(nn.Module):
+    layer: Callable[[], Layer]
+
+    @nn.compact
+    def __call__(self, x, _):
+        h = x
+        for _ in range(4):
+            h = self.layer()(h)
+        return x + h, None
+
+
+class MLP(nn.Module):
+    layer: Callable[[], Layer]
+    depth: int
+    residual: bool
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, *inputs):
+        x = jnp.concatenate(inputs, axis=-1)
+        if self.residual:
+            x = self.layer()(x)
+            # One block is compiled and scanned over stacked parameters, however deep the network is.
+            over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
+            x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
+        else:
+            for _ in range(self.depth):
+                x = self.layer()(x)
+        return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
+
+
+def noisy_action(actor_out, noise):
+    """The action in [-1, 1], (..., action_dim), that is the actor's, tanh of its output, plus noise like it."""
+    return jnp.clip(jnp.tanh(actor_out) + noise, -1, 1)
+
+
+def correlate(noise, correlation):
+    """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
+
+    def step(before, fresh):
+        now = correlation * before + math.sqrt(1 - correlation**2) * fresh
+        return now, now
+
+    return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])
+
+
+# ---- replay buffer ---------------------------------------------------------------------------------------------------
+
+
+class Transition(NamedTuple):
+    state: jax.Array  # s_t, (..., state_dim)
+    action: jax.Array  # a_t, (..., action_dim)
+    goal: jax.Array  # what the policy was after, (..., goal_dim); arm_grasp's moves, and is that after the action
+    next_state: jax.Array  # s_{t+1}, (..., state_dim): what the action led to, before any reset
+    terminated: jax.Array  # 1 where the task itself ended the episode, (...,)
+
+
+class Buffer(NamedTuple):
+    """A ring in time: step t of every environment lies in slot t % capacity.
+
+    One environment's column with capacity 8 after 11 steps, whose trajectory 1 began at step 3 and trajectory 2 at 9:
+
+        slot                 0  1  2  3  4  5  6  7
+        step that it holds   8  9 10  3  4  5  6  7
+        traj_id              1  2  2  1  1  1  1  1
+        last_step            2  8 10  .  .  .  .  .     trajectory i's newest step is in slot i % capacity
+    """
+
+    data: Transition  # (capacity, num_envs, ...)
+    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
+    last_step: jax.Array  # (capacity, num_envs): trajectories number at most the steps, so that each has a slot
+    num_steps: jax.Array  # (): steps written so far, overwritten ones included
+
+
+def buffer_init(transition, capacity, num_envs):
+    """An empty buffer for transitions like `transition`, which has no leading axes."""
+    data = jax.tree.map(lambda x: jnp.zeros((capacity, num_envs, *x.shape), x.dtype), transition)
+    index = jnp.zeros((capacity, num_envs), jnp.int32)
+    return Buffer(data, index, index, jnp.int32(0))
+
+
+def buffer_add(buffer, transitions, traj_id):
+    """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; capacity is a multiple of time."""
+    (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
+    start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
+
+    def write(ring, new):
+        return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
+
+    data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
+    last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
+    return Buffer(data, traj_ids, last_step, buffer.num_steps + time_steps)
+
+
+def sample_transitions(buffer, key, batch_shape, her_ratio, her_strategy, get_goal):
+    """Draws transitions, (`batch_shape`, ...), uniformly, and gives a share of them goals reached by hindsight.
+
+    Such a goal is `get_goal(next_state)` of the same trajectory, k - 1 steps later: with n = steps from the transition
+    to the trajectory's newest, itself included, k = n (`final`) or any of 1 ≤ k ≤ n (`future`). Costs O(1) a draw.
+    """
+    capacity, num_envs = buffer.traj_id.shape
+    step_key, env_key, k_key, her_key = jax.random.split(key, 4)
+    oldest = jnp.maximum(buffer.num_steps - capacity, 0)
+    step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
+    env = jax.random.randint(env_key, batch_shape, 0, num_envs)
+    n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
+    k = n if her_strategy == "final" else jax.random.randint(k_key, batch_shape, 1, n + 1)
+    transition = jax.tree.map(lambda x: x[step % capacity, env], buffer.data)
+    reached = get_goal(buffer.data.next_state[(step + k - 1) % capacity, env])
+    relabel = jax.random.uniform(her_key, batch_shape) < her_ratio
+    return transition._replace(goal=jnp.where(relabel[..., None], reached, transition.goal))
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+class Networks(NamedTuple):
+    actor: MLP  # π: (state, goal) -> action before tanh
+    critic: MLP  # Q: (state, action, goal) -> value, for both critics
+    exploration_noise: float  # standard deviation of the noise that `act` adds to π
+
+
+def q_values(networks, critics, state, action, goal):
+    """Q_i(s, a, g), (2, batch), of the two critics."""
+    return jnp.stack([networks.critic.apply(critic, state, action, goal)[..., 0] for critic in critics])
+
+
+def critic_loss(critics, target_params, batch, reward, noise, networks, args):
+    """L(Q) of a `Transition` of (batch, ...) and its rewards, (batch,), and metrics.
+
+    Standard normal noise, (batch, action_dim), smooths the next action.
+    """
+    state, action, goal, next_state, terminated = batch
+    noise = jnp.clip(args.smoothing_noise * noise, -args.smoothing_clip, args.smoothing_clip)
+    next_action = noisy_action(networks.actor.apply(target_params["actor"], next_state, goal), noise)
+    next_value = q_values(networks, target_params["critics"], next_state, next_action, goal).min(0)
+    target = reward + args.gamma**args.action_chunk * (1 - terminated) * next_value
+    q = q_values(networks, critics, state, action, goal)
+    loss = jnp.mean(jnp.sum((q - target) ** 2, axis=0))
+    return loss, {"critic": loss, "q": jnp.mean(q), "reward": jnp.mean(reward)}
+
+
+def actor_loss(actor, critics, state, goal, networks):
+    """L(π), which the first critic alone judges."""
+    action = jnp.tanh(networks.actor.apply(actor, state, goal))
+    return -jnp.mean(networks.critic.apply(critics[0], state, action, goal))
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class Schedule(NamedTuple):
+    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
+
+    unroll_length: int  # actions of each environment
+    steps_per_iteration: int  # single steps, over all environments
+    updates_per_iteration: int
+    warmup_iterations: int  # without updates
+    iterations_per_epoch: int
+    num_epochs: int
+    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+
+
+def make_schedule(args):
+    steps_per_action = args.num_envs * args.action_chunk
+    steps_per_actor_update = args.env_steps_per_update * args.policy_delay
+    unit = steps_per_actor_update // math.gcd(steps_per_actor_update, steps_per_action)
+    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and actor updates
+    steps = unroll * steps_per_action
+    updates = steps // args.env_steps_per_update
+    warmup = math.ceil(args.learning_starts / (unroll * args.action_chunk)) - 1  # an iteration unrolls, then learns
+    iterations = max(math.ceil(args.total_timesteps / steps) - warmup, 1)
+    per_epoch = math.ceil(iterations / args.num_evals)
+    return Schedule(unroll, steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
+
+
+def make_networks(args, env):
+    layer = partial(Layer, args.width, args.activation, args.layer_norm)
+    mlp = partial(MLP, layer, args.depth, args.residual)
+    return Networks(mlp(env.action_size), mlp(1), args.exploration_noise)
+
+
+class RunnerState(NamedTuple):
+    params: dict[str, Any]
+    target_params: dict[str, Any]
+    opt_state: optax.OptState
+    env_state: Any
+    buffer: Buffer
+    key: jax.Array
+    eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
+
+
+def act(networks, runner, obs, noise):
+    """Actions, (..., action_dim), for observations (..., observation_size): how training, evaluation and films act.
+
+    Standard normal noise, like the actions, explores; 0 takes the policy itself.
+    """
+    return noisy_action(networks.actor.apply(runner.params["actor"], obs), networks.exploration_noise * noise)
+
+
+def make_train(args, env=None, eval_env=None):
+    """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
+
+    `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
+    `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
+    tasks of one's own, with rewards of their own, instead of those that `args` names.
+    """
+    env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
+    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    schedule, networks = make_schedule(args), make_networks(args, env)
+
+    def adam(lr, num_updates):
+        return optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr)
+
+    actor_optimizer = adam(args.actor_lr, schedule.num_updates // args.policy_delay)
+    critic_optimizer = adam(args.critic_lr, schedule.num_updates)
+
+    def unroll(runner):
+        """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
+
+        def step(env_state, noise):
+            state, _ = jnp.split(env_state.obs, [env.state_dim], axis=-1)
+            action = act(networks, runner, env_state.obs, noise)
+            traj_id = env_state.info["traj_id"]
+            env_state = train_env.step(env_state, action)
+            next_state, goal = jnp.split(env_state.info["next_obs"], [env.state_dim], axis=-1)  # arm_grasp's goal moves
+            terminated = env_state.done - env_state.info["truncation"]
+            return env_state, (Transition(state, action, goal, next_state, terminated), traj_id)
+
+        key, noise_key = jax.random.split(runner.key)
+        steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
+        noise = correlate(jax.random.normal(noise_key, (steps, args.num_envs, size)), args.noise_correlation)
+        noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
+        env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
+        buffer = buffer_add(runner.buffer, transitions, traj_id)
+        return runner._replace(env_state=env_state, buffer=buffer, key=key)
+
+    def init(key):
+        key, eval_key, env_key, actor_key, *critic_keys = jax.random.split(key, 6)
+        env_state = train_env.reset(env_key)
+        state, goal = jnp.split(env_state.obs[0], [env.state_dim])
+        action = jnp.zeros(env.action_size)
+        params = {
+            "actor": networks.actor.init(actor_key, state, goal),
+            "critics": tuple(networks.critic.init(critic_key, state, action, goal) for critic_key in critic_keys),
+        }
+        unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
+        transition = Transition(state, action, goal, state, jnp.zeros(()))
+        buffer = buffer_init(transition, unrolls * schedule.unroll_length, args.num_envs)
+        target_params = jax.tree.map(jnp.copy, params)
+        opt_state = actor_optimizer.init(params["actor"]), critic_optimizer.init(params["critics"])
+        runner = RunnerState(params, target_params, opt_state, env_state, buffer, key, eval_key)
+        return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
+
+    def update(carry, inputs):
+        """An update of the critics with each of `policy_delay` batches, then one of the actor with the last of them."""
+        params, target_params, (actor_opt_state, critic_opt_state) = carry
+
+        def update_critics(carry, inputs):
+            critics, opt_state = carry
+            grads, metrics = jax.grad(critic_loss, has_aux=True)(critics, target_params, *inputs, networks, args)
+            updates, opt_state = critic_optimizer.update(grads, opt_state)
+            return (optax.apply_updates(critics, updates), opt_state), metrics
+
+        carry = params["critics"], critic_opt_state
+        (critics, critic_opt_state), metrics = jax.lax.scan(update_critics, carry, inputs)
+        state, goal = inputs[0].state[-1], inputs[0].goal[-1]
+        loss, grads = jax.value_and_grad(actor_loss)(params["actor"], critics, state, goal, networks)
+        updates, actor_opt_state = actor_optimizer.update(grads, actor_opt_state)
+        params = {"actor": optax.apply_updates(params["actor"], updates), "critics": critics}
+        target_params = optax.incremental_update(params, target_params, args.tau)
+        return (params, target_params, (actor_opt_state, critic_opt_state)), metrics | {"actor": loss}
+
+    def iterate(runner, _):
+        """One unroll, then its updates, their batches drawn all at once."""
+        runner = unroll(runner)
+        key, batch_key, noise_key = jax.random.split(runner.key, 3)
+        shape = (schedule.updates_per_iteration // args.policy_delay, args.policy_delay, args.batch_size)
+        batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
+        get_reward = jax.vmap(jax.vmap(jax.vmap(env.get_reward)))  # after the action, for the goal it has now
+        rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
+        noise = jax.random.normal(noise_key, batches.action.shape)
+        carry = runner.params, runner.target_params, runner.opt_state
+        carry, metrics = jax.lax.scan(update, carry, (batches, rewards, noise))
+        params, target_params, opt_state = carry
+        runner = runner._replace(params=params, target_params=target_params, opt_state=opt_state, key=key)
+        return runner, jax.tree.map(jnp.mean, metrics)
+
+    def epoch(runner, _):
+        runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
+        metrics, env_state = envs.train_metrics(runner.env_state)
+        metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
+        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        eval_key, key = jax.random.split(runner.eval_key)
+        runner = runner._replace(env_state=env_state, eval_key=eval_key)
+        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        return runner, metrics | results
+
+    def train(runner, num_epochs):
+        return jax.lax.scan(epoch, runner, length=num_epochs)
+
+    return init, train
+
+
+@harness.errors_in_one_line()
+def main():
+    args = harness.parse_args(Args)
+    env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    eval_env = envs.make_eval(env, args.eval_env_id)
+    init, train = make_train(args, env, eval_env)
+    policy = partial(act, make_networks(args, env))
+    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
+
+
+if __name__ == "__main__":
+    main()
