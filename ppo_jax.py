@@ -67,7 +67,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     normalize_observations: bool = True  # by mean and standard deviation in all rollouts before
     learning_rate: float = 3e-4  # Adam's learning rate
     anneal_lr: bool = False  # let it fall linearly, to 0 at the end of the run
-    max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+    max_grad_norm: float = 0.5  # each network's gradient is scaled down to this norm
 
     # networks
     width: int = 256  # units of a hidden layer
@@ -317,7 +317,11 @@ def make_train(args, env=None, eval_env=None):
     train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
     lr = optax.linear_schedule(args.learning_rate, 0, schedule.num_updates) if args.anneal_lr else args.learning_rate
-    optimizer = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(lr))
+    # Each network's gradient is clipped by itself: a large error of the values must not shrink the policy's steps.
+    clipped_adam = optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(lr))
+    optimizer = optax.multi_transform(
+        {"actor": clipped_adam, "critic": clipped_adam}, {"actor": "actor", "critic": "critic"}
+    )
 
     def init(key):
         key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)
@@ -373,9 +377,8 @@ def make_train(args, env=None, eval_env=None):
             order_key, noise_key = jax.random.split(key)
             order = jax.random.permutation(order_key, len(batch.obs))
             order = order.reshape(args.num_minibatches, -1)
-            keys = jax.random.split(noise_key, args.num_minibatches)
-            noise = jax.vmap(lambda key: jax.random.normal(key, batch.u[order[0]].shape))(keys)
-            return jax.lax.scan(update, carry, (jax.tree.map(lambda x: x[order], batch), noise))
+            minibatches = jax.tree.map(lambda x: x[order], batch)
+            return jax.lax.scan(update, carry, (minibatches, jax.random.normal(noise_key, minibatches.u.shape)))
 
         key, update_key = jax.random.split(runner.key)
         keys = jax.random.split(update_key, args.update_epochs)

@@ -139,12 +139,12 @@ def train_metrics(state: State) -> tuple[dict[str, jax.Array], State]:
     """Means over the episodes of a batch that have ended since the last call, and the batch with its counts at zero.
 
     Returns:
-      scalars: `train/success_rate`, `train/episode_length` in single steps, `train/episode_return`, which are NaN where
-      no episode has ended, and `train/unstable_resets`, of the whole training.
+      scalars: `train/episodes`, how many that are; where none has ended the means are 0: `train/success_rate`,
+      `train/episode_length` in single steps, `train/episode_return`. And `train/unstable_resets` of the whole training.
     """
     totals = jax.tree.map(jnp.sum, state.info["ended"])
     episodes = totals.pop("episodes")
-    metrics = {f"train/{name}": total / episodes for name, total in totals.items()}
-    metrics["train/unstable_resets"] = state.info["unstable_resets"].sum()
+    metrics = {f"train/{name}": total / jnp.maximum(episodes, 1) for name, total in totals.items()}
+    metrics |= {"train/episodes": episodes, "train/unstable_resets": state.info["unstable_resets"].sum()}
     zeros = jax.tree.map(jnp.zeros_like, state.info["ended"])
     return metrics, state.replace(info=state.info | {"ended": zeros})

@@ -17,8 +17,8 @@ What `run` asks of its arguments, and nothing else:
     the buffer or rollout; `warmup_iterations`, which `init` takes, `iterations_per_epoch`, and `num_epochs`.
   init: `init(key)`, the state of a whole training, any pytree of arrays: the runner.
   train: `train(runner, num_epochs)`, the next runner, and a dict of metrics, arrays (num_epochs,). Of these,
-    `eval/success_rate`, `eval/time_near_goal` and `eval/final_dist` are printed, all are logged. A metric that is not
-    finite ends the run, but for those named `train/…`, which are left out.
+    `eval/success_rate`, `eval/time_near_goal` and `eval/final_dist` are printed, all are logged. One that is not finite
+    ends the run.
   policy: `policy(runner, obs, noise)`, actions (batch, action_size) for observations (batch, observation_size) and
     standard normal noise like the actions.
 

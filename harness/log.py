@@ -40,7 +40,7 @@ class Log:
 
     def add(self, epoch: int, steps: int, seconds: float, metrics: dict[str, float]):
         """An epoch's metrics, at so many environment steps and seconds since the start of the run."""
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if value == value]
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Summary(value=scalars), steps)
         new = not self._csv.exists()
         with self._csv.open("a", newline="") as file:

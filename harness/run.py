@@ -135,9 +135,9 @@ def _check_memory(shapes: Any):
 
 
 def _check_finite(args: RunArgs, epoch: int, metrics: dict[str, np.ndarray]):
-    """Raises UsageError for a metric that is NaN or infinite, but where no episode has ended."""
+    """Raises UsageError for a metric that is NaN or infinite."""
     for name, value in metrics.items():
-        if not (name.startswith("train/") or np.isfinite(value).all()):
+        if not np.isfinite(value).all():
             lost = args.seed + np.flatnonzero(~np.isfinite(value))
             kept = "its checkpoints are of earlier epochs; lower learning rates may help"
             raise UsageError(f"{name} is not finite in epoch {epoch} with seed {', '.join(map(str, lost))}; {kept}")
