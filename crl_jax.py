@@ -20,8 +20,7 @@ tuned to keep the entropy at its target H̄. g' is the row's own g, another row'
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
-Papers: Eysenbach et al. 2022 (arXiv 2206.07568), Bortkiewicz et al. 2025 (arXiv 2408.11052, the benchmark) and Wang et
-al. 2025 (arXiv 2503.14858, deep residual networks).
+Papers: Eysenbach et al. 2022 (arXiv 2206.07568), Bortkiewicz et al. 2025 (2408.11052), Wang et al. 2025 (2503.14858).
 """
 
 import math
@@ -198,9 +197,7 @@ def buffer_add(buffer, transitions, traj_id):
     (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
     start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
 
-    def write(ring, new):
-        return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
-
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
     data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
     last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
     return Buffer(data, traj_ids, last_step, buffer.num_steps + time_steps)
@@ -304,6 +301,7 @@ def alpha_loss(params, entropy, target_entropy):
 def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
     state, action, goal, actor_goal = batch
+    actor_goal = goal if actor_goal is None else actor_goal  # XLA computes ψ(g) once for both losses
     critic, metrics = critic_loss(params, state, action, goal, networks, args)
     actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
     alpha = alpha_loss(params, entropy, args.target_entropy * action.shape[-1])
@@ -315,8 +313,6 @@ def total_loss(params, batch, noise, networks, args):
 
 
 class Schedule(NamedTuple):
-    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
-
     unroll_length: int  # actions of each environment
     steps_per_iteration: int  # single steps, over all environments
     updates_per_iteration: int
@@ -429,11 +425,11 @@ def make_train(args, env=None, eval_env=None):
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
         shape = (schedule.updates_per_iteration, args.batch_size)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        goals = actor_goals(future.next_goal, now.goal, args.random_goals, args.commanded_goals)
+        shares = args.random_goals, args.commanded_goals
+        goals = actor_goals(future.next_goal, now.goal, *shares) if any(shares) else None
         batches = now.state, now.action, future.next_goal, goals
         noise = jax.random.normal(noise_key, now.action.shape)
-        carry = runner.params, runner.opt_state
-        (params, opt_state), metrics = jax.lax.scan(update, carry, (batches, noise))
+        (params, opt_state), metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
         runner = runner._replace(params=params, opt_state=opt_state, key=key)
         return runner, jax.tree.map(jnp.mean, metrics)
 
@@ -441,12 +437,11 @@ def make_train(args, env=None, eval_env=None):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         metrics, env_state = envs.train_metrics(runner.env_state)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
-        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
-        return runner, metrics | results
+        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)

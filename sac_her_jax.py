@@ -193,9 +193,7 @@ def buffer_add(buffer, transitions, traj_id):
     (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
     start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
 
-    def write(ring, new):
-        return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
-
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
     data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
     last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
     return Buffer(data, traj_ids, last_step, buffer.num_steps + time_steps)
@@ -274,8 +272,6 @@ def total_loss(params, target_critics, batch, reward, noise, networks, args):
 
 
 class Schedule(NamedTuple):
-    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
-
     unroll_length: int  # actions of each environment
     steps_per_iteration: int  # single steps, over all environments
     updates_per_iteration: int
@@ -406,12 +402,11 @@ def make_train(args, env=None, eval_env=None):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         metrics, env_state = envs.train_metrics(runner.env_state)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
-        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
-        return runner, metrics | results
+        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)

@@ -1,21 +1,22 @@
 """Twin delayed DDPG with hindsight experience replay (TD3 + HER): goals that were reached by chance teach how to reach.
 
 The reward of a step is 1 where it ends near the goal and 0 elsewhere (or the task's shaped one, --dense-reward). Twin
-critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, under the deterministic policy
-a = π(s, g). Noise on the next action, of standard deviation σ and clipped to ±c, keeps π from climbing narrow peaks of Q:
+critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, under the deterministic policy π = tanh u. Its
+next action gets noise, of standard deviation σ and clipped at ±c, so that π cannot climb a peak where a critic errs:
 
     a' = clip( π̄(s', g) + clip(σ ε, -c, c), -1, 1 ),   ε ~ N(0, 1)
     y = r(s, a, s', g) + γ (1 - terminated) min_i Q̄_i(s', a', g)
     L(Q) = mean( (Q₁(s, a, g) - y)² + (Q₂(s, a, g) - y)² )
-    L(π) = -mean( Q₁(s, π(s, g), g) )
+    L(π) = mean( λ ‖u(s, g)‖² - Q₁(s, π(s, g), g) )
 
-After every --policy-delay updates of Q comes one of π, and then the targets follow slowly, Q̄ ← Q̄ + τ (Q - Q̄) and
-π̄ ← π̄ + τ (π - π̄). Training explores with noise on the actions. An episode that is cut off by its length is bootstrapped
+After every --policy-delay updates of Q comes one of π, with the last batch, and then the targets follow slowly,
+Q̄ ← Q̄ + τ (Q - Q̄) and π̄ ← π̄ + τ (π - π̄). The term with λ is from the paper on hindsight: tanh is flat near ±1, and an
+actor that goes there before Q knows of any goal stays there. An episode that is cut off by its length is bootstrapped
 as if it went on; only a termination of the task's own ends the sum.
 
 A goal far away is never reached by chance, and a reward that is always 0 teaches nothing. So a share of each batch gets
 another goal: where its own trajectory was later on. What happened stays true, for how the world answers an action does
-not depend on the goal; only the reward is computed anew. --her-ratio 0 is plain TD3.
+not depend on the goal; only the reward is computed anew. --her-ratio 0 with λ = 0 is plain TD3.
 
 Papers: Fujimoto et al. 2018 (arXiv 1802.09477), Andrychowicz et al. 2017 (arXiv 1707.01495) and Bortkiewicz et al.
 2025 (arXiv 2408.11052, the benchmark).
@@ -48,7 +49,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole actor updates
+    unroll_length: int = 25  # steps of each environment between rounds of updates, rounded up to whole actor updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 0.0  # noise of evaluated actions, in units of exploration_noise: 0 is the policy itself
@@ -65,8 +66,9 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     tau: float = 0.005  # share of the way to the actor and the critics that their targets go with each actor's update
 
     policy_delay: int = 2  # updates of the critics for each update of the actor and of all targets
-    smoothing_noise: float = 0.2  # standard deviation of the noise on the target's action
-    smoothing_clip: float = 0.5  # where that noise is cut off
+    smoothing_noise: float = 0.2  # standard deviation of the noise on the target's next action
+    smoothing_clip: float = 0.5  # where that noise is clipped
+    preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
     exploration_noise: float = 0.4  # standard deviation of the noise on actions in training
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -189,9 +191,7 @@ def buffer_add(buffer, transitions, traj_id):
     (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
     start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
 
-    def write(ring, new):
-        return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
-
+    write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
     data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
     last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
     return Buffer(data, traj_ids, last_step, buffer.num_steps + time_steps)
@@ -245,18 +245,17 @@ def critic_loss(critics, target_params, batch, reward, noise, networks, args):
     return loss, {"critic": loss, "q": jnp.mean(q), "reward": jnp.mean(reward)}
 
 
-def actor_loss(actor, critics, state, goal, networks):
+def actor_loss(actor, critics, state, goal, networks, args):
     """L(π), which the first critic alone judges."""
-    action = jnp.tanh(networks.actor.apply(actor, state, goal))
-    return -jnp.mean(networks.critic.apply(critics[0], state, action, goal))
+    u = networks.actor.apply(actor, state, goal)
+    q = networks.critic.apply(critics[0], state, jnp.tanh(u), goal)[..., 0]
+    return jnp.mean(args.preactivation_penalty * jnp.sum(u**2, axis=-1) - q)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
 class Schedule(NamedTuple):
-    """How a run is divided: an epoch into iterations, and these into an unroll and its updates."""
-
     unroll_length: int  # actions of each environment
     steps_per_iteration: int  # single steps, over all environments
     updates_per_iteration: int
@@ -371,7 +370,7 @@ def make_train(args, env=None, eval_env=None):
         carry = params["critics"], critic_opt_state
         (critics, critic_opt_state), metrics = jax.lax.scan(update_critics, carry, inputs)
         state, goal = inputs[0].state[-1], inputs[0].goal[-1]
-        loss, grads = jax.value_and_grad(actor_loss)(params["actor"], critics, state, goal, networks)
+        loss, grads = jax.value_and_grad(actor_loss)(params["actor"], critics, state, goal, networks, args)
         updates, actor_opt_state = actor_optimizer.update(grads, actor_opt_state)
         params = {"actor": optax.apply_updates(params["actor"], updates), "critics": critics}
         target_params = optax.incremental_update(params, target_params, args.tau)
@@ -396,12 +395,11 @@ def make_train(args, env=None, eval_env=None):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
         metrics, env_state = envs.train_metrics(runner.env_state)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
-        metrics["losses/param_norm"] = optax.global_norm(runner.params)
+        metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        results = envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
-        return runner, metrics | results
+        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)

@@ -1,46 +1,57 @@
 """What each choice of CRL is worth on a task: trains with one choice changed at a time, and prints a table.
 
-    python benchmark/ablation.py --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
+    python -m benchmark.ablation --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
 
 Every energy with every contrastive loss, and what the flags behind -- say with other networks, batches, numbers of
 updates and so on. Where a training takes long, `--only energy batch_size` tries the variants that change no other flag.
 Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
-greatest seed. `--csv FILE` adds each training to FILE when it ends; those that FILE has already are not run again.
+greatest seed; seconds are without compiling. The CSV gets each training when it ends; those that it has are not run
+again.
 """
 
 import argparse
 import csv
+import dataclasses
 import statistics
 import sys
 import time
+import typing
 from pathlib import Path
 
 import jax
 import tyro
-from seeds import split_flags
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import crl_jax
+from benchmark.learning import read_csv
 
+CHOICES = {field.name: typing.get_args(field.type) for field in dataclasses.fields(crl_jax.Args)}
 RESIDUAL = {"residual": True, "layer_norm": True, "activation": "swish"}
 VARIANTS = (
-    *({"energy": e, "contrastive_loss": c} for e in crl_jax.ENERGIES for c in crl_jax.CONTRASTIVE_LOSSES),
+    *({"energy": e, "contrastive_loss": c} for e in CHOICES["energy"] for c in CHOICES["contrastive_loss"]),
+    {"action_chunk": 2},
+    {"action_chunk": 3},
+    {"action_chunk": 5},
+    {"random_goals": 0.5},
+    {"commanded_goals": 0.5},
+    {"commanded_goals": 1.0},
+    {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # the ant's, without chunks
+    {"target_entropy": -1.0},
+    {"target_entropy": 0.0},
+    {"gamma": 0.97},
+    {"anneal_lr": True},
     {"activation": "swish"},
     {"layer_norm": True},
     {"layer_norm": False},
     {"width": 64},
     {"width": 512},
     {"depth": 4},
+    {"depth": 4, "layer_norm": True},
     {"depth": 4} | RESIDUAL,
     {"depth": 8} | RESIDUAL,
     {"batch_size": 64},
     {"batch_size": 512},
     {"env_steps_per_update": 8},
     {"env_steps_per_update": 64},
-    {"random_goals": 0.5},
-    {"gamma": 0.97},
-    {"anneal_lr": True},
-    {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # the ant's
 )
 TITLES = ("flags", "variant", "seed", "success_rate", "time_near_goal", "seconds")
 
@@ -79,22 +90,22 @@ def append(path, row):
 
 
 def main():
-    own, flags = split_flags(sys.argv[1:])
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="reacher")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103], help="not those of the results")
     parser.add_argument("--csv", type=Path, required=True)
     choices = sorted(set().union(*VARIANTS))
     parser.add_argument("--only", nargs="+", choices=choices, metavar="FLAG", help="only variants of these flags")
     parser.epilog = "What follows -- are flags for crl_jax.py."
-    given = parser.parse_args(own)
+    given, flags = parser.parse_args(words[:end]), words[end + 1 :]
     flags += ["--env-id", given.env_id]
     base, flags = vars(tyro.cli(crl_jax.Args, args=flags)), " ".join(flags)
     if not given.csv.exists():
         given.csv.parent.mkdir(parents=True, exist_ok=True)
         append(given.csv, TITLES)
-    with given.csv.open() as file:
-        known = [row for row in csv.DictReader(file) if row["flags"] == flags and int(row["seed"]) in given.seeds]
+    known = [row for row in read_csv(given.csv) if row["flags"] == flags and int(row["seed"]) in given.seeds]
     print("| | success rate | time near goal | seconds |\n| --- | --- | --- | --- |")
     for name, changes in changes_of(base, given.only).items():
         rows = [row for row in known if row["variant"] == name]

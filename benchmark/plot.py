@@ -1,132 +1,287 @@
-"""Draws learning curves from the files that `seeds.py --csv` wrote, and prints two tables of how they end.
+"""Writes what the curves in `results/` show into the docs: pictures, tables, records.
 
-    python benchmark/plot.py benchmark/results/*.csv --near reacher arm_reach --picture docs/curves.png
+    python -m benchmark.plot --docs docs/results.md README.md
 
-A file is a method on a task, named `task__method.csv`. Lines are inter-quartile means over seeds, bands 95 % bootstrap
-intervals (percentile); of three seeds or fewer, means and each seed's own line, faint. Each task has two panels, one
-above the other: over environment steps, and over minutes since the start of the process, on a logarithmic axis. They
-show the success rate, but on the tasks named by `--near`, where any policy meets the goal at times, time near goal. So
-does the first table, with a row for each task, and minutes and command of the first method; the second has one for each
-file.
+Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
+`overview` one of all tasks. The first file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures
+of each task, `curves.png` is one of several.
+
+Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
+aside), and at the end of each. Between two evaluations a curve is a straight line. Of five seeds or more a cell is the
+inter-quartile mean and its 95 % bootstrap interval (percentile), of fewer the mean, the least and the greatest. Seeds
+that are under way count only where none has ended.
+
+`records.md` has, by task, the shortest time from the start of the process to a measure, the median over seeds, of
+curves that are committed. Its lines stay: a faster way is a new line.
 """
 
 import argparse
-import csv
+import re
+import statistics
+import subprocess
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator
 from scipy.stats import bootstrap, trim_mean
 
-COLUMNS = 4
+from benchmark.learning import HERE, read_csv
+
+METHODS = {  # method: title
+    "crl": "CRL",
+    "sac_her": "SAC + HER",
+    "sac": "SAC",
+    "td3_her": "TD3 + HER",
+    "td3": "TD3",
+    "ppo_dense": "PPO, shaped reward",
+    "ppo_sparse": "PPO, sparse reward",
+    "jaxgcrl": "jaxgcrl",
+}
+PEER = "jaxgcrl"
+MEASURES = {"success_rate": "success rate", "time_near_goal": "time near goal"}
+GOALS = {"success_rate": 0.8, "time_near_goal": 0.5}  # of records
+RECORDS_HEAD = """# Records
+
+Seconds from the start of the process, compiling included, to the first evaluation with a success rate of 0.8, and to
+the first with a time near goal of 0.5: medians over seeds, on one or two cores of a CPU. `python -m benchmark.plot`
+adds a line when a committed curve of `benchmark/results/` is faster than all lines of its task.
+"""
+RECORDS = ("task", "goal", "seconds", "seeds", "command", "commit", "date", "jaxgcrl, seconds")
 
 
-def iqm(values, axis=-1):
-    return trim_mean(values, 0.25, axis=axis)
+class Curve(NamedTuple):
+    """A method on a task."""
 
+    path: Path
+    command: str
+    whole: bool  # all seeds have come to their end
+    steps: np.ndarray  # (evaluations,)
+    values: dict[str, np.ndarray]  # (seeds, evaluations): seconds and measures
+    memory: float  # largest of all seeds, MB
 
-def interval(values):
-    """Ends of the 95 % bootstrap interval of the inter-quartile mean over the last axis."""
-    if np.ptp(values) == 0 or values.shape[-1] == 1:
-        return values[..., 0], values[..., 0]
-    ends = bootstrap((values,), iqm, axis=-1, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return ends.low, ends.high
+    @property
+    def seeds(self):
+        return len(self.values["seconds"])
 
+    def at(self, name, steps):
+        """Values after so many steps, (seeds,)."""
+        return np.array([np.interp(steps, self.steps, values) for values in self.values[name]])
 
-def summary(values):
-    """The inter-quartile mean of values, (seeds,), with its interval."""
-    low, high = interval(values)
-    return f"{iqm(values):.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
-
-
-def print_table(rows):
-    """Prints dicts of cells by title."""
-    print("|", " | ".join(rows[0]), "|\n|" + " --- |" * len(rows[0]))
-    print(*(f"| {' | '.join(row.values())} |" for row in rows), "", sep="\n")
+    def seconds_until(self, measure, threshold):
+        """Of each seed, (seeds,), until the first evaluation that reaches it; infinite if none does."""
+        reached = self.values[measure] >= threshold
+        first = np.take_along_axis(self.values["seconds"], reached.argmax(1)[:, None], axis=1)[:, 0]
+        return np.where(reached.any(1), first, np.inf)
 
 
 def load(path):
-    """The command, and a dict of arrays (evaluations, seeds); what not all seeds have come to is left out."""
     seeds = defaultdict(list)
-    with path.open() as file:
-        for row in csv.DictReader(file):
-            seeds[row["seed"]].append(row)
-            command = row["command"]
-    length = min(map(len, seeds.values()))
-    names = ("steps", "seconds", "success_rate", "time_near_goal", "mb")
-    table = {
-        name: np.array([[float(row[name]) for row in rows[:length]] for rows in seeds.values()]).T for name in names
+    for row in read_csv(path):
+        seeds[row["seed"]].append(row)
+    ended = [rows for rows in seeds.values() if rows[-1]["mb"]]
+    rows_of = ended or list(seeds.values())
+    length = min(map(len, rows_of))
+    values = {
+        name: np.array([[float(row[name]) for row in rows[:length]] for rows in rows_of])
+        for name in ("seconds", *MEASURES)
     }
-    return command, table
+    steps = np.array([float(row["steps"]) for row in rows_of[0][:length]])
+    memory = max(float(rows[-1]["mb"] or 0) for rows in rows_of)
+    return Curve(path, rows_of[0][0]["command"], bool(ended), steps, values, memory)
+
+
+def load_all(folder):
+    """The curves of each task by method, in the order of METHODS."""
+    tasks = defaultdict(dict)
+    for path in sorted(folder.glob("*__*.csv"), key=lambda path: [*METHODS].index(path.stem.split("__")[1])):
+        task, method = path.stem.split("__")
+        tasks[task][method] = load(path)
+    return dict(sorted(tasks.items()))
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def middle(values):
+    """Over the first axis, the seeds: the inter-quartile mean of five or more, else the mean."""
+    return trim_mean(values, 0.25) if len(values) >= 5 else np.mean(values, axis=0)
+
+
+def interval(values):
+    """Ends of the 95 % bootstrap interval of `middle` for five seeds or more, else the least and the greatest."""
+    if len(values) < 5:
+        return values.min(0), values.max(0)
+    statistic, random = partial(trim_mean, proportiontocut=0.25), np.random.default_rng(0)
+    return bootstrap((values,), statistic, axis=0, method="percentile", rng=random).confidence_interval
+
+
+def summary(values):
+    low, high = interval(values)
+    return f"{middle(values):.2f}" + (f" ({low:.2f} to {high:.2f})" if len(values) > 1 else "")
+
+
+def table(rows):
+    """Dicts of cells by title."""
+    lines = rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def equal_steps(curves):
+    """The smallest final number of steps among the methods, but for the peer's and what is under way."""
+    ends = [curve.steps[-1] for method, curve in curves.items() if method != PEER and curve.whole]
+    return min(ends or (curve.steps[-1] for curve in curves.values()))
+
+
+def table_of_task(curves):
+    steps = equal_steps(curves)
+    rows = []
+    for method, curve in curves.items():
+        at = {name: summary(curve.at(name, steps)) if steps <= curve.steps[-1] else "–" for name in MEASURES}
+        rows.append(
+            {
+                "method": METHODS[method],
+                "seeds": f"{curve.seeds}" + ("" if curve.whole else ", under way"),
+                f"success at {steps:,.0f} steps": at["success_rate"],
+                f"near at {steps:,.0f}": at["time_near_goal"],
+                "at the end: steps": f"{curve.steps[-1]:,.0f}",
+                "success": summary(curve.values["success_rate"][:, -1]),
+                "near": summary(curve.values["time_near_goal"][:, -1]),
+                "minutes": f"{curve.values['seconds'][:, -1].mean() / 60:.1f}",
+                "MB": f"{curve.memory:,.0f}" if curve.memory else "–",
+                "command": f"`python {curve.command}`",
+            }
+        )
+    return table(rows)
+
+
+def overview(tasks):
+    """A row for each task: success rate / time near goal after equal steps, the longest near in bold."""
+    columns = [method for method in METHODS if method != PEER and any(method in curves for curves in tasks.values())]
+    rows = []
+    for task, curves in tasks.items():
+        steps = equal_steps(curves)
+        ends = {
+            method: [f"{middle(curve.at(name, steps)):.2f}" for name in MEASURES]
+            for method, curve in curves.items()
+            if method in columns and steps <= curve.steps[-1]
+        }
+        best = max((near for _, near in ends.values()), default="")
+        cells = {method: " / ".join(end) for method, end in ends.items()}
+        cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best}
+        rows.append({"task": f"`{task}`", "steps": f"{steps:,.0f}"} | {METHODS[m]: cells.get(m, "") for m in columns})
+    return table(rows)
+
+
+def insert(path, name, text, append):
+    """Puts text between the marks of this name in a file; without marks to its end, or nowhere."""
+    whole = path.read_text() if path.exists() else ""
+    start, end = f"<!-- plot: {name} -->", "<!-- /plot -->"
+    if start in whole:
+        before, _, rest = whole.partition(start)
+        after = rest.partition(end)[2]
+    elif append:
+        before, after = f"{whole.rstrip()}\n\n## {name}\n\n![{name}](curves/{name}.png)\n\n".lstrip(), "\n"
+    else:
+        return
+    path.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def commit_of(path):
+    """Commit and date of a file's last line; None if it is not committed."""
+    last = len(path.read_text().splitlines())
+    blame = ["git", "blame", "--date=short", "-L", f"{last},{last}", "--", path.name]
+    result = subprocess.run(blame, cwd=path.parent, capture_output=True, text=True)
+    if result.returncode or result.stdout.startswith("00000000"):
+        return None
+    return result.stdout.split()[0].lstrip("^")[:7], re.search(r"\d{4}-\d\d-\d\d", result.stdout).group()
+
+
+def write_records(path, tasks):
+    """Adds to the file's table what is faster than all of its lines."""
+    lines = [line for line in (path.read_text() if path.exists() else "").splitlines() if line.startswith("| `")]
+    known = [dict(zip(RECORDS, (cell.strip() for cell in line.split("|")[1:-1]), strict=True)) for line in lines]
+    for task, curves in tasks.items():
+        for measure, threshold in GOALS.items():
+            goal = f"{MEASURES[measure]} {threshold}"
+            times = {m: statistics.median(curve.seconds_until(measure, threshold)) for m, curve in curves.items()}
+            peer = times.pop(PEER, None)
+            if peer == np.inf:
+                peer = f"more than {curves[PEER].values['seconds'][:, -1].mean():,.0f}"
+            elif peer is not None:
+                peer = f"{peer:,.0f}"
+            before = [row["seconds"] for row in known if (row["task"], row["goal"]) == (f"`{task}`", goal)]
+            fastest = min((int(seconds.replace(",", "")) for seconds in before), default=np.inf)
+            method = min(times, key=times.get, default=None)
+            if method is None or times[method] == np.inf or round(times[method]) >= fastest:
+                continue
+            curve = curves[method]
+            commit = commit_of(curve.path)
+            if commit is None:
+                print(f"{curve.path.name} would be a record: commit it first")
+                continue
+            cells = f"{times[method]:,.0f}", f"{curve.seeds}", f"`python {curve.command}`", *commit, peer or ""
+            known.append(dict(zip(RECORDS, (f"`{task}`", goal, *cells), strict=True)))
+    if not known:
+        return
+    known.sort(key=lambda row: (row["task"], row["goal"], row["date"]))
+    path.write_text(f"{RECORDS_HEAD}\n{table(known)}\n")
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def draw(panels, path):
+    """A picture with a column for each of the panels, (task, its curves, "steps" or "minutes"), and a row for each
+    measure. Lines are the middle of seeds, bands their interval."""
+    size = 3.2 * len(panels), 5
+    figure, axes = plt.subplots(2, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for column, (task, curves, over) in zip(axes.T, panels, strict=True):
+        for ax, (measure, title) in zip(column, MEASURES.items(), strict=True):
+            for method, curve in curves.items():
+                values, color = curve.values[measure], f"C{[*METHODS].index(method)}"
+                x = curve.steps / 1e6 if over == "steps" else curve.values["seconds"].mean(0) / 60
+                ax.plot(x, middle(values), marker=".", label=METHODS[method], color=color)
+                ax.fill_between(x, *interval(values), alpha=0.2, color=color, linewidth=0)
+            ax.set(ylim=(-0.02, 1.02), ylabel=title if ax in axes[:, 0] else None)
+            ax.grid(alpha=0.3)
+            if over == "minutes":
+                ax.set_xscale("log")
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.xaxis.set_minor_formatter("")
+        column[0].set_title(task)
+        column[1].set_xlabel("million environment steps" if over == "steps" else "minutes")
+    lines = {line.get_label(): line for ax in axes.flat for line in ax.lines}
+    titles = [title for title in METHODS.values() if title in lines]
+    figure.legend([lines[title] for title in titles], titles, loc="outside lower center", ncols=3 * len(panels) // 2)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--picture", type=Path, required=True)
-    parser.add_argument("--near", nargs="+", default=[], help="tasks whose panels show time near goal")
-    parser.add_argument("--at", type=int, nargs="+", default=[], help="steps at which the table looks, beside the last")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--docs", type=Path, nargs="+", default=[HERE.parent / "docs" / "results.md"])
+    six = ["reacher", "cheetah", "simple_big_maze", "pusher_easy", "ant", "ant_u_maze"]
+    parser.add_argument("--tasks", nargs="+", default=six, help="of curves.png, over minutes")
     args = parser.parse_args()
-    tasks = sorted({path.stem.split("__")[0] for path in args.files})
-    methods = sorted({path.stem.split("__")[1] for path in args.files})
-    columns = min(len(tasks), COLUMNS)
-    bands = -(-len(tasks) // columns)
-    figure, axes = plt.subplots(
-        2 * bands, columns, figsize=(3.2 * columns, 5 * bands), sharey=True, squeeze=False, layout="constrained"
-    )
-    panels = {task: axes[i // columns * 2 :][:2, i % columns] for i, task in enumerate(tasks)}
-    measures = {task: "time near goal" if task in args.near else "success rate" for task in tasks}
-    rows, last = [], defaultdict(dict)
-    for path in sorted(args.files):
-        task, method = path.stem.split("__")
-        command, table = load(path)
-        shown = table[measures[task].replace(" ", "_")]
-        low, high = interval(shown)
-        middle = iqm(shown)
-        for ax, x in zip(panels[task], (table["steps"][:, 0] / 1e6, table["seconds"].mean(1) / 60), strict=True):
-            color = f"C{methods.index(method)}"
-            ax.plot(x, middle, marker=".", label=method, color=color)
-            if shown.shape[1] > 3:
-                ax.fill_between(x, low, high, alpha=0.2, color=color, linewidth=0)
-            else:
-                ax.plot(x, shown, color=color, alpha=0.3, linewidth=1)
-        for i in (*np.searchsorted(table["steps"][:-1, 0], args.at), -1):
-            last[task, method] = {
-                "task": f"`{task}`",
-                "method": method,
-                "seeds": str(table["steps"].shape[1]),
-                "success rate": summary(table["success_rate"][i]),
-                "time near goal": summary(table["time_near_goal"][i]),
-                "steps": f"{table['steps'][i, 0]:,.0f}",
-                "minutes": f"{table['seconds'][i].mean() / 60:.1f}",
-                "MB": f"{table['mb'].max():,.0f}",
-                "command": f"`{command}`",
-            }
-            rows.append(last[task, method])
-    overview = []
-    for task in tasks:
-        ends = {method: last[task, method].get(measures[task], "") for method in methods}
-        costs = {f"{title} of {methods[0]}": last[task, methods[0]].get(title, "") for title in ("minutes", "command")}
-        overview.append({"task": f"`{task}`"} | ends | costs)
-    print_table(overview)
-    print_table(rows)
-    for task, (upper, lower) in panels.items():
-        upper.set(title=task, xlabel="million environment steps")
-        lower.set(xlabel=f"{task}: minutes", xscale="log")
-        for ax in (upper, lower):
-            ax.set_ylabel(measures[task])
-        lower.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        lower.xaxis.set_major_formatter("{x:g}")
-        lower.xaxis.set_minor_formatter("")
-    for ax in axes.flat:
-        ax.set_ylim(-0.02, 1.02)
-        ax.grid(alpha=0.3)
-        ax.set_visible(bool(ax.lines))
-    lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label() in methods}
-    figure.legend([lines[method] for method in methods], methods, loc="outside lower center", ncols=len(methods))
-    figure.savefig(args.picture, dpi=110)
+    tasks, folder = load_all(args.results), args.docs[0].parent
+    for path in args.docs:
+        insert(path, "overview", overview(tasks), append=False)
+        for task, curves in tasks.items():
+            insert(path, task, table_of_task(curves), append=path == args.docs[0])
+    for task, curves in tasks.items():
+        draw([(task, curves, "steps"), (task, curves, "minutes")], folder / "curves" / f"{task}.png")
+    draw([(task, tasks[task], "minutes") for task in args.tasks if task in tasks], folder / "curves.png")
+    write_records(folder / "records.md", tasks)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np
 
 
 def draw(env: GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np.ndarray:
-    """Pictures of a rollout, (time, height, width, 3) uint8, by joint positions `state.pipeline_state.q`, (time, nq)."""
+    """Pictures of a rollout, (time, height, width, 3) uint8, from its `state.pipeline_state.q`, (time, nq)."""
     model = copy.copy(env.sys.mj_model)
     model.vis.quality.offsamples, model.vis.quality.shadowsize = 2, 1024  # in half the time, and nobody sees it
     data = mujoco.MjData(model)

@@ -93,12 +93,13 @@ def run(
             for log in logs:
                 log.flush()  # curves reach as far as the checkpoint, whatever ends the process
             folder = checkpoints.save(runner, {"epoch": epoch, "steps": steps, "seconds": now - zero})
-            for i, log in enumerate(logs[-args.num_seeds :]):
-                exported = export_policy(partial(policy, _of_seed(args, runner, i)), env)
-                _write(log.folder / "policy.jax", exported)
-                _write(folder / log.folder.relative_to(directory) / "policy.jax", exported)
+            for name, exported in _policies(args, env, policy, runner).items():
+                _write(folder / name, exported)
+                _write(directory / name, exported)
             print(f"{'':>7} checkpoint; to go on from it: {_command('--resume', directory)}", flush=True)
         before = now
+    for name, exported in _policies(args, env, policy, runner).items():
+        _write(directory / name, exported)  # also where no checkpoints are wanted
     if args.capture_video:
         _film(args, eval_env, partial(policy, _of_seed(args, runner, 0)), directory / "film.gif")
         logs[0].add_film(directory / "film.gif", steps)
@@ -153,10 +154,8 @@ def _make_directory(args: RunArgs) -> Path:
 def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory: Path, steps: int, epochs: range):
     print(f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}")
     ratio = schedule.steps_per_iteration / schedule.updates_per_iteration
-    memory = _num_bytes(shapes) / 1e6
-    print(
-        f"{steps:,} environment steps in {epochs.stop - 1} epochs, an update every {ratio:.3g} steps, {memory:.0f} MB of state"
-    )
+    print(f"{steps:,} environment steps in {epochs.stop - 1} epochs, an update every {ratio:.3g} steps", end=", ")
+    print(f"{_num_bytes(shapes) / 1e6:.0f} MB of state")
     print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}")
     if args.num_seeds > 1:
         print(f"{args.num_seeds} seeds at once; below, their means")
@@ -186,6 +185,15 @@ def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: 
 def _of_seed(args: RunArgs, runner: Any, i: int) -> Any:
     """The i-th seed's runner."""
     return runner if args.num_seeds == 1 else jax.tree.map(lambda x: x[i], runner)
+
+
+def _policies(args: RunArgs, env: GoalEnv, policy: Callable, runner: Any) -> dict[str, bytes]:
+    """What belongs into the files `policy.jax` or, of several seeds, `seed_N/policy.jax`."""
+    folders = [f"seed_{args.seed + i}/" if args.num_seeds > 1 else "" for i in range(args.num_seeds)]
+    return {
+        f"{folder}policy.jax": export_policy(partial(policy, _of_seed(args, runner, i)), env)
+        for i, folder in enumerate(folders)
+    }
 
 
 def _film(args: RunArgs, env: GoalEnv, policy: Callable, path: Path):

@@ -1,4 +1,5 @@
-"""A batch that resets itself, step by step against plain Python: whatever the sizes, whenever episodes end."""
+"""Action chunks and batches that reset themselves, step by step against plain Python: whatever the sizes, whenever
+episodes end."""
 
 import functools
 from types import SimpleNamespace
@@ -6,21 +7,27 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs
 
-TIME = 14
-SHAPES = [(1, 1), (1, 4), (3, 2), (4, 6)]  # environments, episode length: each is compiled once
-NOTHING, ENDS, BREAKS, BOTH = (0, 0), (1, 0), (0, 1), (1, 1)  # actions: the task ends the episode, physics breaks
+pytestmark = pytest.mark.quick
+TIME = 14  # actions of each environment
+# Environments, episode length in single steps, chunk: each is compiled once. Not all lengths are whole chunks.
+SHAPES = [(1, 1, 1), (3, 4, 1), (1, 3, 2), (4, 6, 3)]
+NEAR, EASY = 0.5, 1.5  # thresholds
+# Actions: how far the agent moves, whether the task then ends the episode, whether physics breaks.
+STAYS, AWAY, BACK, ENDS, BREAKS, BOTH = (0, 0, 0), (1, 0, 0), (-1, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1)
 
 
 class Scripted(envs.GoalEnv):
-    """A task without a model. The state is (start, steps), start and goal are random, and actions say what happens."""
+    """A task without a model. The state is (x, steps); start and goal are random, and actions say what happens."""
 
-    state_dim, goal_indices, goal_reach_thresh = 2, (0,), 0.5
-    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 2, q_size=lambda: 2, qd_size=lambda: 2)
+    state_dim, goal_indices, goal_reach_thresh, goal_reach_easy = 2, (0,), NEAR, EASY
+    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 3, q_size=lambda: 2, qd_size=lambda: 2)
+    action_size = 3
 
     def __init__(self):
         pass
@@ -29,82 +36,162 @@ class Scripted(envs.GoalEnv):
         return jax.random.uniform(key, (2,)), jnp.zeros(2)
 
     def pipeline_init(self, q, qd):
-        return {"place": q, "steps": qd[0], "ended": qd[1]}
+        return {"x": q[0], "goal": q[1:], "steps": qd[0], "ended": qd[1]}
 
     def pipeline_step(self, physics, control):
-        physics = {"place": physics["place"], "steps": physics["steps"] + 1, "ended": control[0]}
-        return jax.tree.map(lambda x: jnp.where(control[1] > 0, jnp.nan, x), physics)
+        move, ends, breaks = control
+        physics = physics | {"x": physics["x"] + move, "steps": physics["steps"] + 1, "ended": ends}
+        return jax.tree.map(lambda x: jnp.where(breaks > 0, jnp.nan, x), physics)
 
     def get_state(self, physics, control):
-        return jnp.stack([physics["place"][0], physics["steps"]])
+        return jnp.stack([physics["x"], physics["steps"]])
 
     def get_goal(self, physics):
-        return physics["place"][1:]
+        return physics["goal"]
 
     def terminated(self, physics):
         return physics["ended"] > 0
 
 
+def plain_chunk(obs, actions):
+    """What actions (length, 3) in a row lead to, by a loop over single steps."""
+    total, near, easy = 0, 0, 0
+    for move, ends, breaks in actions:
+        obs = obs if breaks else obs + np.float32([move, 1, 0])  # a step that breaks does not take place
+        dist = abs(obs[0] - obs[2])
+        near += dist < NEAR  # of where it is, also where it stayed
+        easy += dist < EASY
+        total += dist < NEAR
+        if ends or breaks:
+            break
+    share = len(actions)
+    return {
+        "obs": obs,
+        "reward": total,
+        "dist": dist,
+        "success": np.float32(near / share),
+        "success_easy": np.float32(easy / share),
+        "done": bool(ends and not breaks),
+        "unstable": bool(breaks),
+    }
+
+
+def draw_actions(data, *shape):
+    """Mostly movements; many episodes end."""
+    events = st.sampled_from([STAYS, AWAY, AWAY, BACK, BACK, BACK, ENDS, BREAKS, BOTH])
+    number = int(np.prod(shape))
+    return np.array(data.draw(st.lists(events, min_size=number, max_size=number)), np.float32).reshape(*shape, 3)
+
+
 @functools.cache
-def program(num_envs, episode_length):
-    """Actions (time, num_envs, 2) to what is seen at the start and after each step."""
-    env = envs.wrap(Scripted(), num_envs, episode_length)
+def chunk_program(length):
+    env = envs.chunk(Scripted(), length)
+    assert env.action_size == 3 * length and env.action_chunk == length
+    return jax.jit(env.reset), jax.jit(env.step)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_chunk_is_a_loop_over_its_actions(data):
+    """It ends where the task ends the episode or physics breaks; success in its middle counts as a share."""
+    length = data.draw(st.integers(1, 5))
+    reset, step = chunk_program(length)
+    state = reset(jax.random.key(data.draw(st.integers(0, 3))))
+    for actions in draw_actions(data, 3, length):
+        expected = plain_chunk(np.array(state.obs), actions)
+        state = step(state, actions.ravel())
+        got = state.metrics | {"obs": state.obs, "reward": state.reward, "done": state.done}
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(got[name], value, err_msg=name)
+        if state.done:
+            break
+
+
+def test_chunks_of_one_action_and_of_chunks():
+    env = Scripted()
+    three = envs.chunk(env, 3)
+    assert envs.chunk(env, 1) is env and envs.chunk(three, 3) is three and three.unwrapped is env
+    with pytest.raises(envs.UsageError, match="takes chunks of 3 actions already, not of 2"):
+        envs.chunk(three, 2)
+
+
+@functools.cache
+def program(num_envs, episode_length, chunk):
+    """Actions (time, num_envs, chunk * 3) to what is seen at the start and after each, and metrics of two halves."""
+    env = envs.wrap(envs.chunk(Scripted(), chunk), num_envs, episode_length)
 
     def seen(state):
         names = ("steps", "truncation", "unstable_resets", "traj_id", "next_obs")
         info = {name: state.info[name] for name in names}
-        return info | {"obs": state.obs, "done": state.done, "reward": state.reward}
+        return info | state.metrics | {"obs": state.obs, "done": state.done, "reward": state.reward}
 
     def step(state, action):
         state = env.step(state, action)
         return state, seen(state)
 
+    def half(state, actions):
+        state, after = jax.lax.scan(step, state, actions)
+        metrics, state = envs.train_metrics(state)
+        return state, (after, metrics)
+
     @jax.jit
     def run(actions):
         state = env.reset(jax.random.key(0))
-        return seen(state), jax.lax.scan(step, state, actions)[1]
+        _, (after, metrics) = jax.lax.scan(half, state, actions.reshape(2, TIME // 2, num_envs, 3 * chunk))
+        return seen(state), jax.tree.map(lambda x: x.reshape(TIME, *x.shape[2:]), after), metrics
 
     return run
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_every_step_is_that_of_a_plain_loop(data):
-    num_envs, episode_length = data.draw(st.sampled_from(SHAPES))
-    events = st.sampled_from([NOTHING] * 5 + [ENDS, BREAKS, BOTH])
-    events = data.draw(st.lists(events, min_size=TIME * num_envs, max_size=TIME * num_envs))
-    actions = np.array(events, np.float32).reshape(TIME, num_envs, 2)
-    first, after = jax.tree.map(np.array, program(num_envs, episode_length)(actions))
+def test_every_step_of_a_batch_is_that_of_a_plain_loop(data):
+    num_envs, episode_length, chunk = data.draw(st.sampled_from(SHAPES))
+    actions = draw_actions(data, TIME, num_envs, chunk)
+    first, after, metrics = jax.tree.map(np.array, program(num_envs, episode_length, chunk)(actions))
     draws = set()  # starts and goals, of all episodes of all environments
+    ended = [[], []]  # success, length and return of the episodes that ended in each half
+    breaks_by_half = np.zeros(2)
     for env in range(num_envs):
-        obs, steps, episodes, breaks = first["obs"][env], 0, 0, 0
+        obs, steps, episodes, breaks, total, near = first["obs"][env], 0, 0, 0, 0, False
         assert first["steps"][env] == first["traj_id"][env] == first["unstable_resets"][env] == 0
         assert obs[1] == 0
         draws |= {obs[0], obs[2]}
         for t in range(TIME):
             now = {name: x[t, env] for name, x in after.items()}
-            ends, broke = actions[t, env] > 0
-            steps += 1
-            terminated = ends and not broke  # a step that breaks does not take place
-            truncated = broke or (steps == episode_length and not terminated)
-            breaks += broke
-            expected = obs if broke else obs + np.float32([0, 1, 0])
-            np.testing.assert_array_equal(now["next_obs"], expected)
-            assert (now["done"], now["truncation"]) == (terminated or truncated, truncated)
-            assert now["reward"] == (abs(expected[0] - expected[2]) < 0.5)  # of where it is, also where it stayed
+            expected = plain_chunk(obs, actions[t, env])
+            steps += chunk
+            total += expected["reward"]
+            near |= expected["success"] > 0
+            breaks += expected["unstable"]
+            truncated = expected["unstable"] or (steps >= episode_length and not expected["done"])
+            over = expected["done"] or truncated
+            np.testing.assert_array_equal(now["next_obs"], expected["obs"])
+            assert (now["done"], now["truncation"]) == (over, truncated)
+            for name in ("reward", "dist", "success", "success_easy", "unstable"):  # of the action just taken
+                assert now[name] == expected[name], name
             obs = now["obs"]
-            if terminated or truncated:
-                steps, episodes = 0, episodes + 1
+            if over:
+                ended[2 * t // TIME].append((near, steps, total))
+                steps, episodes, total, near = 0, episodes + 1, 0, False
                 assert obs[1] == 0 and np.isfinite(obs).all()
                 draws |= {obs[0], obs[2]}
             else:
-                np.testing.assert_array_equal(obs, expected)
+                np.testing.assert_array_equal(obs, expected["obs"])
             assert (now["steps"], now["traj_id"], now["unstable_resets"]) == (steps, episodes, breaks)
+            breaks_by_half[2 * t // TIME :] += expected["unstable"]
     num_episodes = num_envs + after["traj_id"][-1].sum()
     assert len(draws) == 2 * num_episodes  # all fresh
+    for half, results in enumerate(ended):
+        means = np.mean(results, axis=0) if results else np.zeros(3)
+        assert metrics["train/episodes"][half] == len(results)
+        for name, mean in zip(("success_rate", "episode_length", "episode_return"), means, strict=True):
+            np.testing.assert_allclose(metrics[f"train/{name}"][half], mean, rtol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(metrics["train/unstable_resets"], breaks_by_half)
 
 
 def test_physics_that_breaks_in_the_first_step_after_a_reset_truncates():
-    _, after = program(1, 4)(np.tile(np.float32(BREAKS), (TIME, 1, 1)))
+    _, after, _ = program(3, 4, 1)(np.tile(np.float32(BREAKS), (TIME, 3, 1)))
     np.testing.assert_array_equal(after["done"], 1)
     np.testing.assert_array_equal(after["truncation"], 1)

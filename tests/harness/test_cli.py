@@ -1,138 +1,287 @@
-"""The script as its users start it, in a process of its own."""
+"""The command line, read and checked; nothing is trained here."""
 
+import dataclasses
+import importlib
 import json
-import os
+import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import jax
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from harness_runs import ROOT, SCRIPTS, refused
 
-ROOT = Path(__file__).parent.parent
-SMALL = shlex.split(
-    "--env-id reacher --total-timesteps 640 --num-envs 4 --unroll-length 8 --learning-starts 16 --buffer-size 64"
-    " --episode-length 20 --num-evals 3 --num-eval-envs 2 --env-steps-per-update 8 --batch-size 8 --width 8"
-)
+import envs
+import harness
+from harness.cli import directory_of, flags_of
 
-
-def start(*flags, cwd, script="crl_jax.py"):
-    return subprocess.Popen(
-        [sys.executable, ROOT / script, *flags],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+pytestmark = pytest.mark.quick
 
 
-def run(*flags, cwd, script="crl_jax.py"):
-    process = start(*flags, cwd=cwd, script=script)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """A function of a command line: the flags of `crl_jax` that it sets. Starts in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def parse(line="", script="crl_jax"):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *shlex.split(line)])
+        return harness.parse_args(importlib.import_module(script).Args)
+
+    return parse
 
 
-def scalars(run_dir):
-    events = EventAccumulator(str(run_dir))
-    events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+def store(folder, script="crl_jax", epoch=None, **flags):
+    """What a run leaves that the command line looks at."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = flags_of(importlib.import_module(script).Args(backend="mujoco"))
+    (folder / "args.json").write_text(json.dumps({"script": script, "flags": stored | flags}))
+    if epoch is not None:
+        (folder / "checkpoints" / f"epoch_{epoch:06d}").mkdir(parents=True)
 
 
-def test_run_directory_and_tags(tmp_path):
-    code, out, err = run(*SMALL, "--seed", "3", "--exp-name", "mine", cwd=tmp_path)
-    assert code == 0, err
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name.startswith("reacher__mine__3__")
-    assert json.loads((run_dir / "args.json").read_text())["flags"]["backend"] == "mujoco"  # for other machines
-    assert "mujoco physics" in out and "704 environment steps" in out
-    logged = scalars(run_dir)
-    assert {
-        "eval/success_rate", "eval/time_near_goal", "eval/final_dist", "eval/episode_return", "charts/SPS",
-        "charts/updates_per_second", "losses/critic", "losses/actor", "losses/categorical_accuracy",
-        "losses/logits_pos", "losses/logits_neg", "losses/logsumexp", "losses/entropy", "losses/alpha",
-    } <= logged.keys()  # fmt: skip
-    assert all([step for step, _ in values] == [256, 480, 704] for values in logged.values())
-    assert [line.split()[0] for line in out.splitlines()[4:]] == ["1/3", "2/3", "3/3", "checkpoint", "evaluate"]
-    assert "\x1b" not in out and "\r" not in out  # readable in a file
+# ---- flags -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["sac_her_jax", "ppo_jax"])
-def test_the_other_scripts_run_alike(script, tmp_path):
-    flags = "--env-id reacher --dense-reward --total-timesteps 64 --num-envs 4 --unroll-length 8 --num-evals 2"
-    flags += " --num-eval-envs 2 --episode-length 20 --width 8"
-    if script == "ppo_jax":
-        flags += " --num-minibatches 2"
-    else:
-        flags += " --learning-starts 8 --buffer-size 64 --env-steps-per-update 8 --batch-size 8"
-    code, out, err = run(*shlex.split(flags), cwd=tmp_path, script=f"{script}.py")
-    assert code == 0, err
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert run_dir.name.startswith(f"reacher__{script}__1__")
-    logged = scalars(run_dir)
-    assert {"eval/success_rate", "eval/time_near_goal", "charts/SPS", "losses/critic", "losses/actor"} <= logged.keys()
-    assert all([step for step, _ in values] == [32, 64] for values in logged.values())
-    assert [line.split()[0] for line in out.splitlines()[4:]] == ["1/2", "2/2", "checkpoint", "evaluate"]
-    code, out, err = run("--env-id", "ant_maze", cwd=tmp_path, script=f"{script}.py")
-    assert code == 2 and err.startswith("error: unknown env id 'ant_maze'; did you mean ") and err.count("\n") == 1
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_mistakes_get_one_line(script, tmp_path):
+    for flags, message in (
+        ("--env-id reachr", "error: unknown env id 'reachr'; did you mean reacher or "),
+        ("--backend warp", "error: reacher does not run on backend 'warp'; choose one of"),
+        ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals, actions or physics than the task"),
+        ("--resume nowhere", "error: nowhere is not the directory of a run: there is no args.json in it"),
+        ("--resume ''", "error: an empty directory: is a shell's variable not set?"),
+        ("--resume a --evaluate b", "error: --resume goes on with a run and --evaluate ends one: choose"),
+    ):
+        err = refused(script, *shlex.split(flags), cwd=tmp_path)
+        assert err.startswith(message) and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "words"),
     [
-        (["--env-id", "reachr"], "error: unknown env id 'reachr'; did you mean reacher or "),
-        (["--backend", "warp"], "error: reacher does not run on backend 'warp'; choose one of"),
-        (["--contrastive-loss", "nce"], "error: --contrastive-loss nce: choose one of fwd_infonce"),
-        (["--unroll-length", "7", "--num-envs", "5"], "error: --unroll-length 7: "),
-        (["--buffer-size", "2147483647"], "error: --buffer-size 2147483647: less than 2**30"),
+        ("--seed x", "invalid literal for int"),
+        ("--gama 0.9", "--gamma"),
+        ("--contrastive-loss nce", "fwd_infonce"),
+        ("--energy cosine", "norm"),
+        ("--num-envs 0", "--num-envs 0: must be at least 1"),  # checks of `Args`, which tyro makes
+        ("--gamma 1", "--gamma must lie between 0 and 1"),
     ],
 )
-def test_mistakes_get_one_line(flags, message, tmp_path):
-    began = time.time()
-    code, out, err = run(*flags, cwd=tmp_path)
-    assert code == 2 and out == "" and err.startswith(message) and err.count("\n") == 1
-    assert time.time() - began < 30  # before anything compiles
-    assert not (tmp_path / "runs").exists()
+def test_what_tyro_refuses(flags, words, tmp_path):
+    assert words in refused("crl_jax", *shlex.split(flags), cwd=tmp_path)
 
 
-@pytest.mark.parametrize("epochs_before", [0, 1])
-def test_ctrl_c_ends_the_run_and_keeps_its_log(epochs_before, tmp_path):
-    """While XLA compiles, and in the middle of training."""
-    flags = [*SMALL, "--total-timesteps", "10000000", "--num-evals", "1000"]
-    if epochs_before == 0:
-        flags += ["--compilation-cache", "", "--depth", "12"]
-    process = start(*flags, cwd=tmp_path)
-    for _ in range(4 + epochs_before):
-        assert process.stdout.readline()
-    time.sleep(0.5)
-    began = time.time()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert time.time() - began < 5
-    assert process.returncode == 130 and "ended by SIGINT" in err and "Traceback" not in err
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert str(run_dir.relative_to(tmp_path)) in err
-    lines = epochs_before + len(out.splitlines())
-    logged = scalars(run_dir)
-    # The last tag of an epoch; one epoch may be logged and not yet printed.
-    assert epochs_before <= lines <= len(logged.get("charts/updates_per_second", [])) <= lines + 1
+def test_other_errors_keep_their_traceback(tmp_path):
+    """Also those of numpy, which are `ValueError`s like ours."""
+    for error in (ValueError("shapes (2,) (3,)"), FileNotFoundError("x"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, harness.errors_in_one_line():
+            raise error
+        assert caught.value is error
 
 
-def test_compilation_cache(tmp_path):
-    """Written where the flag says, unless JAX's own environment variable says otherwise."""
-    cache = tmp_path / "cache"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    command = [sys.executable, ROOT / "crl_jax.py", *SMALL, "--compilation-cache", cache]
-    subprocess.run(command, cwd=tmp_path, check=True, env=environment, stdout=subprocess.DEVNULL)
-    programs = {path.name for path in cache.glob("jit_train-*-cache")}
-    assert len(programs) == 1  # the whole training, native physics and logging included, can be cached
-    subprocess.run(command, cwd=tmp_path, check=True, env=environment, stdout=subprocess.DEVNULL)
-    assert {path.name for path in cache.glob("jit_train-*-cache")} == programs  # and was found again
-    elsewhere = tmp_path / "elsewhere"
-    subprocess.run(
-        command, cwd=tmp_path, check=True, env=environment | {"JAX_COMPILATION_CACHE_DIR": str(elsewhere)},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert any(elsewhere.glob("jit_train-*-cache"))
+def test_flags_with_a_truth_value(parse):
+    """As sweeps write them, and as tyro does."""
+    for line, expected in (
+        ("--anneal-lr", True), ("--anneal-lr True", True), ("--anneal-lr=True", True), ("--anneal-lr=False", False),
+        ("--anneal-lr False", False), ("--no-anneal-lr", False), ("--anneal-lr False --anneal-lr", True),
+    ):  # fmt: skip
+        assert parse(f"--layer-norm True {line} --width 8") == parse("--layer-norm --width 8").__class__(
+            layer_norm=True, anneal_lr=expected, width=8
+        )
+    assert parse("--exp-name True").exp_name == "True"
+
+
+def test_numbers_below_their_range_are_refused():
+    """Counts below 1, others below 0; in forks as low as the default. Neither truth values nor tracers are numbers."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Args(harness.RunArgs):
+        skip: int = 0
+        offset: int = -1
+        shift: float = -1.0
+        target_kl: float | None = None
+        epochs: int | None = None
+        flag: bool = False
+
+    assert Args(skip=0, offset=-5, shift=-5, target_kl=0.01, seed=0, checkpoint_every=0).offset == -5
+    jax.eval_shape(lambda x: Args(shift=x).shift, 1.0)
+    for name, value, lowest in (
+        ("skip", -1, 0), ("target_kl", -0.1, 0), ("epochs", 0, 1), ("keep_checkpoints", 0, 1), ("seed", -1, 0),
+        ("target_kl", float("inf"), 0), ("shift", float("nan"), "-inf"),
+    ):  # fmt: skip
+        with pytest.raises(envs.UsageError, match=f"^--{name.replace('_', '-')} {value}: must be at least {lowest}$"):
+            Args(**{name: value})
+
+
+def test_64_bits_are_refused_at_once(tmp_path):
+    with jax.enable_x64(True):
+        assert refused("crl_jax", cwd=tmp_path) == (
+            "error: JAX_ENABLE_X64 is set: the scripts compute in float32, unset it\n"
+        )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_every_flag(script, parse, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as ended:
+        parse("--help", script)
+    text, module = capsys.readouterr().out, importlib.import_module(script)
+    assert ended.value.code == 0 and module.__doc__.partition("\n")[0] in text
+    source = (ROOT / f"{script}.py").read_text() + (ROOT / "harness" / "cli.py").read_text()
+    text = " ".join(text.replace("│", " ").replace("'", "").split())
+    for field in dataclasses.fields(module.Args):
+        pattern = rf"^    {field.name}: .* = .*  # (.*)$"
+        (comment,) = re.findall(pattern, source, re.MULTILINE)[:1]
+        comment = comment.replace("'", "")
+        assert f"--{field.name.replace('_', '-')}" in text
+        assert f"{comment} (default: {field.default})" in text
+
+
+FORK = '''
+"""A fork: two spaces, and annotations that are strings."""
+from __future__ import annotations
+import dataclasses
+from typing import Literal
+import harness
+
+@dataclasses.dataclass(frozen=True)
+class Args(harness.RunArgs):
+  env_id: str = "reacher"  # of the fork
+  steps_ahead: int = 3
+  my_loss: Literal["mine", "yours"] = "mine"  # which loss
+  sizes: tuple[int, ...] = (256, 256)  # of the layers
+  fast: bool = False  # or slow
+  total_timesteps: int = 10  # how long
+'''
+
+
+def test_a_fork_may_look_as_it_likes(parse, monkeypatch, tmp_path, capsys):
+    """Its help is whole, its flags are checked and come back from the disk as they were."""
+    (tmp_path / "my_fork.py").write_text(FORK.strip())
+    monkeypatch.syspath_prepend(tmp_path)
+    args = parse("--steps-ahead 4 --sizes 3 4 --fast True", "my_fork")
+    assert (args.steps_ahead, args.sizes, args.fast, args.seed) == (4, (3, 4), True, 1)
+    (tmp_path / "args.json").write_text(json.dumps({"script": "my_fork", "flags": flags_of(args)}))
+    again = parse(f"--resume {tmp_path}", "my_fork")
+    assert again == dataclasses.replace(args, resume=str(tmp_path))
+    for line, words in (("--steps-ahead 0", "--steps-ahead 0: must be at least 1"), ("--my-loss theirs", "yours")):
+        with pytest.raises((SystemExit, envs.UsageError)) as refused:
+            parse(line, "my_fork")
+        assert words in str(refused.value) + capsys.readouterr().err
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse("--help", "my_fork")
+    text = capsys.readouterr().out
+    for words in ("A fork: two spaces, and annotations that are strings.", "of the fork", "which loss", "or slow",
+                  "{mine,yours}", "seed of all randomness"):  # fmt: skip
+        assert words in text
+
+
+def test_compilation_cache(parse, monkeypatch):
+    """The flag says where, if nothing of JAX's own does."""
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    assert jax.config.jax_compilation_cache_dir  # by the environment variable of these tests
+    parse("--compilation-cache elsewhere")
+    assert not settings
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", None, raising=False)
+    parse("--compilation-cache ''")
+    assert not settings
+    parse("--compilation-cache ~/elsewhere")
+    assert settings["jax_compilation_cache_dir"] == str(Path.home() / "elsewhere")
+    assert settings["jax_compilation_cache_max_size"] > 0
+
+
+# ---- flags of an earlier run -----------------------------------------------------------------------------------------
+
+
+def test_resume_takes_the_flags_of_the_run(parse):
+    store("runs/one", seed=3, width=8, total_timesteps=1000)
+    args = parse("--resume runs/one --capture-video --total-timesteps 2000")
+    assert (args.seed, args.width, args.backend, args.resume) == (3, 8, "mujoco", "runs/one")
+    assert args.capture_video and args.total_timesteps == 2000
+    assert parse("--resume runs/one --width 8").width == 8
+    for line, message in (
+        ("--width 256", "--width 256: the run in runs/one has 8, and that stays"),
+        ("--gamma 0.9", "--gamma 0.9: the run in runs/one has 0.99, and that stays"),
+        ("--seed 1", "--seed 1: the run in runs/one has 3, and that stays"),
+    ):
+        with pytest.raises(envs.UsageError, match=message):
+            parse(f"--resume runs/one {line}")
+
+
+def test_a_run_with_falling_learning_rates_cannot_become_longer(parse):
+    store("runs/one", anneal_lr=True, total_timesteps=1000)
+    assert parse("--resume runs/one --total-timesteps 1000").anneal_lr
+    with pytest.raises(envs.UsageError, match="--total-timesteps: with --anneal-lr the learning rates have come to 0"):
+        parse("--resume runs/one --total-timesteps 2000")
+
+
+def test_a_run_of_another_script_or_version_is_refused(parse):
+    store("runs/ppo", script="ppo_jax")
+    store("runs/new", brand_new=3)
+    for line, message in (
+        ("--resume runs/ppo", r"runs/ppo is a run of ppo_jax.py: take that script"),
+        ("--evaluate runs/ppo", r"runs/ppo is a run of ppo_jax.py: take that script"),
+        ("--resume runs/new", "another version of the script, which differs in the flags brand_new"),
+    ):
+        with pytest.raises(envs.UsageError, match=message):
+            parse(line)
+
+
+def test_a_run_directory_given_again_goes_on(parse):
+    """With the same line; one that was ended before its first checkpoint starts anew."""
+    line = "--run-dir runs/mine --seed 3 --width 8"
+    assert (parse(line).run_dir, parse(line).resume) == ("runs/mine", None)
+    store("runs/mine", seed=3, width=8)
+    assert (parse(line).run_dir, parse(line).resume) == ("runs/mine", None)
+    store("runs/mine", seed=3, width=8, epoch=5)
+    args = parse(line)
+    assert (args.resume, args.run_dir, args.seed, args.backend) == ("runs/mine", None, 3, "mujoco")
+    with pytest.raises(envs.UsageError, match="--width 9: the run in runs/mine has 8, and that stays"):
+        parse("--run-dir runs/mine --seed 3 --width 9")
+
+
+def test_evaluation_takes_the_flags_of_the_run_as_far_as_it_knows_them(parse):
+    """The policy stands alone: the script may have got or lost flags since. How to evaluate is said anew."""
+    store("runs/old", seed=3, width=8, num_eval_envs=7, capture_video=True, lost_flag=5, eval_noise=0.5)
+    stored = json.loads(Path("runs/old/args.json").read_text())
+    del stored["flags"]["gamma"]
+    Path("runs/old/args.json").write_text(json.dumps(stored))
+    args = parse("--evaluate runs/old")
+    default = type(args)()
+    assert (args.width, args.gamma, args.eval_noise) == (8, default.gamma, 0.5)
+    assert (args.seed, args.num_eval_envs, args.capture_video) == (default.seed, default.num_eval_envs, False)
+    more = "--seed 9 --num-eval-envs 50 --eval-noise 0 --eval-env-id x --episode-length 5 --backend mjx --capture-video"
+    args = parse(f"--evaluate runs/old {more}")
+    assert (args.seed, args.num_eval_envs, args.eval_noise, args.backend) == (9, 50, 0, "mjx")
+    with pytest.raises(envs.UsageError, match="--width 9: the run in runs/old has 8"):
+        parse("--evaluate runs/old --width 9")
+
+
+def test_directories_that_belong_to_a_run(tmp_path):
+    store(tmp_path / "run", epoch=5)
+    folder = tmp_path / "run" / "checkpoints" / "epoch_000005"
+    assert directory_of(str(folder)) == directory_of(str(tmp_path / "run")) == tmp_path / "run"
+    with pytest.raises(envs.UsageError, match="is not the directory of a run"):
+        directory_of(str(tmp_path))
+
+
+def test_importing_a_script_changes_nothing_of_the_process():
+    """And refuses within seconds what it does not take: before anything is compiled."""
+    program = (
+        "import gc, signal, sys, warnings; handlers = [signal.getsignal(s) for s in signal.valid_signals()];"
+        "hooks = sys.excepthook, sys.stdout, sys.stderr, gc.isenabled();"
+        "import crl_jax;"
+        "assert handlers == [signal.getsignal(s) for s in signal.valid_signals()];"
+        "assert hooks == (sys.excepthook, sys.stdout, sys.stderr, gc.isenabled());"
+        "import time; began = time.time(); sys.argv = ['crl_jax.py'];"
+        "exec('try: crl_jax.main()\\nexcept SystemExit as end: print(end.code, time.time() - began < 1)')"
+    )
+    environment = {"JAX_ENABLE_X64": "1", "PATH": "", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1:] == ["2 True"], result.stderr

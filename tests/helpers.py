@@ -1,0 +1,175 @@
+"""What tests of the algorithms share: small trainings, tasks without a model, and references in float64 numpy."""
+
+import dataclasses
+import importlib
+import typing
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import envs
+
+SCRIPTS = ("crl_jax", "sac_her_jax", "td3_her_jax", "ppo_jax")
+OFF_POLICY = SCRIPTS[:-1]  # with a replay buffer
+SMALL = dict(
+    num_envs=4, unroll_length=4, total_timesteps=160, num_evals=4, num_eval_envs=3, env_steps_per_update=8,
+    batch_size=16, buffer_size=32, learning_starts=12, width=8, depth=1, repr_dim=4, num_minibatches=2,
+    update_epochs=2,
+)  # fmt: skip
+
+
+# ---- trainings -------------------------------------------------------------------------------------------------------
+
+
+def load(script):
+    return importlib.import_module(script)
+
+
+def choices(script, flag):
+    """Values of a flag that is a `Literal`."""
+    return typing.get_args(typing.get_type_hints(load(script).Args)[flag])
+
+
+def make_args(script, **flags):
+    """Flags of a training that takes no time: SMALL and others, those of them that the script has."""
+    names = {field.name for field in dataclasses.fields(load(script).Args)}
+    return load(script).Args(**{name: value for name, value in (SMALL | flags).items() if name in names})
+
+
+def make_training(script, env=None, **flags):
+    """The whole of such a training as one function: a key to the runner, and metrics (num_epochs,)."""
+    module, args = load(script), make_args(script, **flags)
+    init, train = module.make_train(args, env)
+    num_epochs = module.make_schedule(args).num_epochs
+    return lambda key: train(init(key), num_epochs)
+
+
+def before_and_after(script, env, seed=0, **flags):
+    """Evaluations of a policy that has learnt nothing yet, and at the end of a training of one epoch."""
+    module = load(script)
+    args = module.Args(num_evals=1, num_eval_envs=64, **flags)
+    init, train = module.make_train(args, env)
+
+    @jax.jit
+    def run(key):
+        runner = init(key)
+        policy = partial(module.act, module.make_networks(args, env), runner)
+        length = args.episode_length or env.episode_length
+        return envs.evaluate(env, policy, key, args.num_eval_envs, length, args.eval_noise), train(runner, 1)[1]
+
+    before, after = run(jax.random.key(seed))
+    return before, {name: value[0] for name, value in after.items()}
+
+
+def assert_same_bits(one, other):
+    """Of two trees."""
+
+    def raw(x):
+        return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), one, other)
+
+
+def is_finite(tree):
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
+# ---- tasks without a model -------------------------------------------------------------------------------------------
+
+
+class Line(envs.GoalEnv):
+    """Walks from -4.5 … 2.5 to a goal at 0; beyond 3 the episode ends, and what follows is at 0.
+
+    The goal moves a little with each step, as arm_grasp's does.
+    """
+
+    state_dim, goal_indices, goal_reach_thresh, episode_length = 1, (0,), 1.0, 6
+    sys = SimpleNamespace(act_size=lambda: 1, q_size=lambda: 1, qd_size=lambda: 0)
+
+    def __init__(self, dense_reward=False):
+        self.dense_reward = dense_reward
+
+    def start(self, key):
+        return jax.random.randint(key, (1,), -5, 3) + 0.5, jnp.zeros(0)
+
+    def pipeline_init(self, q, qd):
+        return {"x": q, "steps": jnp.zeros(1), "ended": jnp.bool_(False)}
+
+    def pipeline_step(self, physics, control):
+        x = jnp.where(physics["x"] > 3, 0.0, physics["x"] + control)
+        return {"x": x, "steps": physics["steps"] + 1, "ended": (x > 3).all()}
+
+    def get_state(self, physics, control):
+        return physics["x"]
+
+    def get_goal(self, physics):
+        return 2.0**-6 * physics["steps"]
+
+    def terminated(self, physics):
+        return physics["ended"]
+
+
+class Treadmill(Line):
+    """Stays at its goal, 0, with a reward of 1 in each step."""
+
+    def start(self, key):
+        return jnp.zeros(1), jnp.zeros(0)
+
+    def pipeline_step(self, physics, control):
+        return physics
+
+
+class Plane(Line):
+    """Slides over a square to a goal in it."""
+
+    state_dim, goal_indices, goal_reach_thresh, episode_length = 2, (0, 1), 0.2, 30
+    sys = SimpleNamespace(act_size=lambda: 2, q_size=lambda: 4, qd_size=lambda: 0)
+
+    def start(self, key):
+        return jax.random.uniform(key, (4,), minval=-1, maxval=1), jnp.zeros(0)
+
+    def pipeline_init(self, q, qd):
+        return {"x": q[:2], "goal": q[2:], "ended": jnp.bool_(False)}
+
+    def pipeline_step(self, physics, control):
+        return physics | {"x": jnp.clip(physics["x"] + 0.1 * control, -1, 1)}
+
+    def get_goal(self, physics):
+        return physics["goal"]
+
+
+# ---- float64 numpy ---------------------------------------------------------------------------------------------------
+
+
+def draw(*shape, seed=0, scale=1.0):
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def numpy_dense(params, x):
+    return x @ np.float64(params["kernel"]) + np.float64(params["bias"])
+
+
+def numpy_mlp(params, *inputs):
+    """Output of an `MLP` of relus that is neither residual nor normalised."""
+    layers = params["params"]
+    x = np.concatenate(inputs, axis=-1).astype(np.float64)
+    for i in range(len(layers) - 1):
+        x = np.maximum(numpy_dense(layers[f"Layer_{i}"]["Dense_0"], x), 0)
+    return numpy_dense(layers["Dense_0"], x)
+
+
+def numpy_policy(actor_out):
+    """Mean and standard deviation of the Gaussian whose tanh is the action."""
+    mean, log_std = np.split(np.float64(actor_out), 2, axis=-1)
+    return mean, np.exp(-5 + 3.5 * (np.tanh(log_std) + 1))
+
+
+def numpy_log_prob(mean, std, u):
+    """Logarithm of the density of the action tanh(u), (...,), u (..., action_dim)."""
+    u = np.float64(u)
+    log_one_minus_tanh_sq = -2 * (np.logaddexp(u, -u) - np.log(2))  # 1 - tanh² = 1 / cosh²
+    log_normal = -0.5 * ((u - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
+    return (log_normal - log_one_minus_tanh_sq).sum(-1)

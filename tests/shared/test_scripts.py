@@ -1,0 +1,219 @@
+"""The four scripts beside each other: every task trains, and what they share is the same word for word."""
+
+import dataclasses
+import importlib
+import inspect
+import itertools
+
+import jax
+import jax.export
+import mujoco
+import numpy as np
+import pytest
+
+import envs
+import harness
+
+SCRIPTS = ("crl_jax", "sac_her_jax", "td3_her_jax", "ppo_jax")
+SIZES = dict(
+    backend="mujoco", num_envs=2, unroll_length=4, total_timesteps=24, num_evals=1, num_eval_envs=2, episode_length=4,
+    env_steps_per_update=8, batch_size=4, buffer_size=8, learning_starts=4, width=4, depth=1, repr_dim=2,
+    num_minibatches=2, update_epochs=1,
+)  # fmt: skip
+
+
+PHYSICS = (  # one id of each model; those of the others differ in where things are
+    "reacher", "cheetah", "pusher_easy", "pusher_reacher", "pusher2", "ant", "ant_u_maze", "ant_ball",
+    "ant_ball_u_maze", "ant_push", "humanoid", "humanoid_u_maze", "simple_u_maze", "arm_reach", "arm_grasp",
+    "arm_push_easy", "arm_binpick_easy", "arm_binpick_easy_eef",
+)  # fmt: skip
+
+
+def make_args(module, **flags):
+    """SIZES and other flags, those of them that the script has."""
+    names = {field.name for field in dataclasses.fields(module.Args)}
+    return module.Args(**{name: value for name, value in (SIZES | flags).items() if name in names})
+
+
+@pytest.mark.parametrize("env_id", envs.ENV_IDS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_task_trains(script, env_id):
+    """CRL for a few updates on each model, to the same bits on any number of MuJoCo's threads; the other scripts, and
+    ids that differ in walls, starts or goals alone, are traced."""
+    module = importlib.import_module(script)
+    args = make_args(module, env_id=env_id)
+    env = envs.make(env_id, args.backend)
+    init, train = module.make_train(args, env)
+
+    def run(key):
+        before = init(key)
+        runner, metrics = train(before, 1)
+        return before.params, runner.params, metrics
+
+    if script != "crl_jax" or env_id not in PHYSICS:
+        before, after, _ = jax.eval_shape(run, jax.random.key(0))
+        assert before == after
+        return
+    program = jax.jit(run)
+    before, after, metrics = program(jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, after)))
+    for name in before:
+        leaves = zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True)
+        assert any(np.any(a != b) for a, b in leaves), name
+    for threads in (1, 3):
+        env._pipeline._data = [mujoco.MjData(env.sys.mj_model) for _ in range(threads)]
+        env._pipeline._pool = mujoco.rollout.Rollout(nthread=threads)
+        jax.tree.map(np.testing.assert_array_equal, program(jax.random.key(0)), (before, after, metrics))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_trains_with_chunks_of_actions(script):
+    module = importlib.import_module(script)
+    args = make_args(module, env_id="simple_u_maze", action_chunk=3, episode_length=7)
+    init, train = module.make_train(args)
+    runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params)))
+    assert metrics["train/episode_length"][0] == 9  # 7 single steps, rounded up to whole chunks
+    if script != "ppo_jax":
+        assert runner.buffer.data.action.shape[-1] == 6
+
+
+def test_an_ant_in_a_maze_trains_on_springs():
+    """Which is what it takes on a CPU, where the test above takes MuJoCo."""
+    crl_jax = importlib.import_module("crl_jax")
+    init, train = crl_jax.make_train(make_args(crl_jax, env_id="ant_ball_u_maze", backend=None))
+    runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
+    data = runner.buffer.data
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params, data)))
+    assert np.all(data.state[1, :, :29] != data.state[0, :, :29])  # the ant moves; nobody touches the ball yet
+
+
+@pytest.mark.parametrize(("script", "anneal_lr"), [*((script, True) for script in SCRIPTS), ("crl_jax", False)])
+def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
+    """Nothing changes after the fourth epoch, the last, though one may go on."""
+    module = importlib.import_module(script)
+    init, train = module.make_train(make_args(module, anneal_lr=anneal_lr, total_timesteps=88, num_evals=4))
+    one_epoch = jax.jit(train, static_argnums=1)
+    runner, params = jax.jit(init)(jax.random.key(0)), []
+    for _ in range(5):
+        runner, _ = one_epoch(runner, 1)
+        params.append(np.concatenate([x.ravel() for x in jax.tree.leaves(runner.params)]))
+    change = np.abs(np.diff(params, axis=0)).mean(1)
+    if anneal_lr:
+        assert change[-1] == 0 and np.all(np.diff(change) < 0)
+    else:
+        assert change[-1] > change[0] / 3
+
+
+CHANGES = {  # another value for every flag, but for those that only `main` reads
+    "crl_jax": dict(
+        logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
+        commanded_goals=0.25, alpha_lr=1e-2, target_entropy=-2.0,
+    ),
+    "sac_her_jax": dict(
+        dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1, alpha_lr=1e-2, target_entropy=-2.0,
+    ),
+    "td3_her_jax": dict(
+        dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1, policy_delay=1, smoothing_noise=0.1,
+        smoothing_clip=0.1, preactivation_penalty=0.1, exploration_noise=0.1,
+    ),
+    "ppo_jax": dict(
+        dense_reward=True, gae_lambda=0.5, update_epochs=3, num_minibatches=4, clip_eps=0.3, entropy_coef=0.1,
+        normalize_advantage=False, normalize_observations=False, learning_rate=1e-2, max_grad_norm=1.0,
+    ),
+}  # fmt: skip
+CHANGES_OF_ALL = dict(
+    env_id="simple_big_maze", eval_env_id="simple_u_maze_eval", backend="spring", total_timesteps=320, num_envs=8,
+    episode_length=3, unroll_length=2, eval_noise=0.5,
+    action_chunk=2, num_evals=2, num_eval_envs=5, gamma=0.5, width=9, depth=4, activation="swish", layer_norm=True,
+    residual=True, anneal_lr=True,
+)  # fmt: skip
+CHANGES_OFF_POLICY = dict(
+    env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, actor_lr=1e-2, critic_lr=1e-2,
+    noise_correlation=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_flag_changes_the_program(script):
+    """No dead flags: another value of any of them compiles to another program, but for those that only `main` reads."""
+    module = importlib.import_module(script)
+    changes = CHANGES_OF_ALL | CHANGES[script] | (CHANGES_OFF_POLICY if script != "ppo_jax" else {})
+    of_main = {field.name for field in dataclasses.fields(harness.RunArgs)}  # tests/harness has them
+    names = {field.name for field in dataclasses.fields(module.Args)}
+    assert changes.keys() | of_main == names
+    sizes = dict(
+        env_id="simple_u_maze", backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, learning_starts=12,
+        buffer_size=32,
+        episode_length=10, num_evals=4, num_eval_envs=3, env_steps_per_update=8, batch_size=16, width=8, repr_dim=4,
+        num_minibatches=2, update_epochs=2, depth=8,
+    )  # fmt: skip
+    base = module.Args(**{name: value for name, value in sizes.items() if name in names})
+    env = envs.make(base.env_id, base.backend)
+
+    def program(args):
+        of_env = (args.env_id, args.backend, getattr(args, "dense_reward", False))
+        init, train = module.make_train(args, env if of_env == (base.env_id, base.backend, False) else None)
+        num_epochs = module.make_schedule(args).num_epochs
+        return jax.jit(lambda key: train(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
+
+    original = program(base)
+    assert program(base) == original
+    for name, value in changes.items():
+        assert program(dataclasses.replace(base, **{name: value})) != original, name
+
+
+@pytest.mark.parametrize(
+    ("script", "env_id"), [*((script, "reacher") for script in SCRIPTS), ("crl_jax", "ant"), ("crl_jax", "cheetah")]
+)
+def test_lowers_for_accelerators(script, env_id):
+    """On a machine without one: on the benchmark's own pipelines, of which there are three, both functions of the
+    training are exported for it."""
+    module = importlib.import_module(script)
+    backend = {"reacher": "generalized", "ant": "spring", "cheetah": "mjx"}[env_id]
+    init, train = module.make_train(make_args(module, env_id=env_id, backend=backend, learning_starts=8))
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    runner = jax.eval_shape(init, key)
+    functions = (jax.jit(init), key), (jax.jit(lambda runner: train(runner, 1)), runner)
+    for platform in ("cuda", "tpu"):
+        exports = [jax.export.export(function, platforms=[platform])(argument) for function, argument in functions]
+        assert all(exported.platforms == (platform,) for exported in exports)
+        loops = ["stablehlo.while" in exported.mlir_module() for exported in exports]
+        assert loops == [script != "ppo_jax", True]  # PPO has no warm-up
+
+
+def part(module, name):
+    """Source of a name of the module, or of a function inside `make_train`."""
+    if hasattr(module, name):
+        return inspect.getsource(getattr(module, name))
+    source = inspect.getsource(module.make_train)
+    start = source.index(f"    def {name}(")
+    end = source.find("\n    def ", start + 1)
+    return source[start : end if end > 0 else None].strip()
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SCRIPTS, 2)))
+def test_what_scripts_share_is_the_same_word_for_word(one, other):
+    one, other = map(importlib.import_module, (one, other))
+    shared = ["Layer", "ResidualBlock", "MLP", "Schedule", "epoch", "train", "main"]
+    if "ppo" not in one.__name__ + other.__name__:
+        shared += ["Buffer", "buffer_init", "buffer_add", "unroll", "correlate"]
+        if "td3" not in one.__name__ + other.__name__:
+            shared += ["sample_action", "alpha_loss", "make_schedule", "act"]
+    for name in shared:
+        # CRL never looks at a reward, and its transitions have other fields.
+        texts = {part(module, name).replace(", args.dense_reward", "") for module in (one, other)}
+        if name == "unroll":
+            texts = {
+                text[: text.index("        def step")] + text[text.index("        key, noise_key") :] for text in texts
+            }
+        assert len(texts) == 1, name
+
+
+def test_flags_of_one_name_have_one_meaning():
+    """The same default, but where the algorithms want another."""
+    differ = {"exp_name", "gamma", "eval_noise"}
+    fields = [{f.name: f for f in dataclasses.fields(importlib.import_module(script).Args)} for script in SCRIPTS]
+    for one, other in itertools.combinations(fields, 2):
+        for name in (one.keys() & other.keys()) - differ:
+            assert (one[name].type, one[name].default) == (other[name].type, other[name].default), name
