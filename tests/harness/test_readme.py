@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+from harness_runs import only_run, run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,25 +22,46 @@ COMMANDS = sorted(
         if re.match(r"python \w+_jax\.py", line) and "my_" not in line
     }
 )
-pytestmark = pytest.mark.quick
+SNIPPETS = [
+    pytest.param(snippet, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.quick
 def test_a_command_parses(command):
     script, *flags = shlex.split(command)
     module = importlib.import_module(script.removesuffix(".py"))
     assert tyro.cli(module.Args, args=flags) != module.Args()
 
 
+@pytest.mark.quick
 def test_readme_is_short():
     assert len(README.splitlines()) <= 130 and len(README.split()) <= 1200
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
         assert "://" in link or (page.parent / link).exists(), link
 
 
+@pytest.mark.quick
 def test_no_path_of_a_machine_is_printed():
     assert not any(word in page.read_text() for page in PAGES for word in ("/tmp/", sys.prefix, "/home/"))
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs(snippet, monkeypatch, tmp_path):
+    """As printed, but for the lengths of trainings; a whole script on its command line."""
+    snippet = re.sub(r"\d0_000", "1_000", snippet)
+    if "__main__" not in snippet:
+        exec(snippet, {"__name__": "snippet"})
+        return
+    (tmp_path / "snippet.py").write_text(snippet)
+    monkeypatch.syspath_prepend(tmp_path)
+    run("snippet", "--total-timesteps", "1", "--population", "4", "--num-eval-envs", "4", cwd=tmp_path)
+    assert (only_run(tmp_path) / "policy.jax").exists()
