@@ -83,7 +83,7 @@ def flags_of(args: RunArgs) -> dict:
 
 def directory_of(path: str) -> Path:
     """The directory of the run to which this directory, of the run itself or one of its checkpoints, belongs."""
-    for folder in (Path(path), *Path(path).absolute().parents[:2]):
+    for folder in (Path(path), *Path(path).absolute().parents[:3]):
         if (folder / "args.json").is_file():
             return folder
     raise UsageError(f"{path} is not the directory of a run: there is no args.json in it")

@@ -21,6 +21,9 @@ class Log:
     """
 
     def __init__(self, folder: Path, flags: dict, epoch: int, steps: int):
+        if not epoch:
+            for earlier in folder.glob("events.out.tfevents.*"):  # of a run that had not come to a checkpoint
+                earlier.unlink()
         # By its full name, which is where wandb replaces it.
         self._writer = event_file_writer.EventFileWriter(str(folder), flush_secs=1)
         self.folder, self._csv = folder, folder / "metrics.csv"

@@ -43,6 +43,9 @@ def run(
     """
     if args.evaluate:
         return evaluate(args, eval_env)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if args.capture_video:
         render.check_opengl()
     key = jax.random.key(args.seed)
@@ -66,13 +69,13 @@ def run(
     _announce(args, env, schedule, shapes, directory, steps + len(epochs) * steps_per_epoch, epochs)
     logs = _open_logs(args, env, directory, first, steps)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if runner is None:
         runner = jax.jit(init)(key)
     if epochs:
-        train_epoch = jax.jit(lambda runner: train(runner, 1), donate_argnums=0).lower(runner).compile()
+        debug = jax.config.jax_debug_nans  # which runs a program again that gave a NaN, operation by operation
+        train_epoch = jax.jit(lambda runner: train(runner, 1), donate_argnums=() if debug else 0)
+        if not debug:
+            train_epoch = train_epoch.lower(shapes).compile()
     before = time.time()
     for epoch in epochs:
         runner, metrics = train_epoch(runner)

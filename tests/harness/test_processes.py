@@ -17,7 +17,6 @@ def until(word, process):
     pytest.fail(process.stderr.read())
 
 
-@pytest.mark.xfail(strict=True, reason="harness.run: a run that goes on compiles anew, as its arrays lie on a device")
 def test_one_line_through_signals_to_the_same_bits(tmp_path):
     """A job that is ended and queued again: signals have their ordinary effect, at once. What was compiled before is
     found again, also by a process that goes on."""

@@ -203,7 +203,6 @@ def test_a_run_directory_given_again_goes_on(finished, tmp_path):
         assert_same_end(FORK, finished(FORK), tmp_path / "queue" / "mine")
 
 
-@pytest.mark.xfail(strict=True, reason="Log: TensorBoard's file of the first attempt stays")
 def test_a_run_directory_given_again_before_the_first_checkpoint_starts_anew(finished, tmp_path):
     line = ["--run-dir", "queue/mine"]
     run_until(5, FORK, *line, cwd=tmp_path)
@@ -231,7 +230,6 @@ def test_a_run_under_debug_nans(finished, tmp_path):
         run("crl_jax", *small("crl_jax", "--total-timesteps 128"), cwd=tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="harness.run calls a compiled program, which JAX cannot look into")
 def test_debug_nans_finds_the_operation(tmp_path):
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="invalid value"):
         run(FORK, "--breaks-at", "3", cwd=tmp_path)
@@ -339,7 +337,6 @@ def test_seeds_go_on_to_the_same_bits(tmp_path):
     assert (stored["seed"], stored["num_seeds"]) == (8, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="directory_of looks two folders up, and this is three deep")
 def test_evaluate_a_checkpoint_of_one_seed(tmp_path):
     run(FORK, "--run-dir", "mine", "--num-seeds", "2", "--total-timesteps", "40", cwd=tmp_path)
     policy = "mine/checkpoints/epoch_000002/seed_8"
