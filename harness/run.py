@@ -169,7 +169,9 @@ def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory
 
 def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: int) -> list[Log]:
     """The log of the run and, if there are several, of each seed; all with the flags, for those who come later."""
-    flags = flags_of(args) | {"backend": env.backend}  # whatever the default may be where the run goes on
+    flags = flags_of(args)
+    if "backend" in flags:
+        flags["backend"] = env.backend  # whatever the default may be where the run goes on
     if args.track:
         import wandb  # only who tracks needs it
 

@@ -4,11 +4,14 @@ import importlib
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tyro
 from harness_runs import only_run, run
+
+import crl_jax
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -56,8 +59,11 @@ def test_no_path_of_a_machine_is_printed():
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet_runs(snippet, monkeypatch, tmp_path):
-    """As printed, but for the lengths of trainings; a whole script on its command line."""
-    snippet = re.sub(r"\d0_000", "1_000", snippet)
+    """As printed, but for sizes; a whole script on its command line."""
+    snippet = re.sub(r"\b[1-9]0_000|\b300\b", "20", snippet)
+    sizes = dict(num_envs=8, batch_size=16, buffer_size=200, width=8, num_eval_envs=4, episode_length=50)
+    monkeypatch.setattr(crl_jax, "Args", partial(crl_jax.Args, total_timesteps=10_000, **sizes))
+    monkeypatch.setattr(crl_jax, "contrastive_loss", crl_jax.contrastive_loss)  # one snippet puts its own in its place
     if "__main__" not in snippet:
         exec(snippet, {"__name__": "snippet"})
         return
