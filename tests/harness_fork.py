@@ -20,7 +20,6 @@ class Args(harness.RunArgs):
     # task
     env_id: str = "reacher"  # task
     eval_env_id: str | None = None  # another to evaluate on
-    backend: str | None = None  # physics
     episode_length: int | None = None  # steps of an episode
     num_eval_envs: int = 4  # episodes of an evaluation
     eval_noise: float = 1.0  # standard deviations
@@ -61,7 +60,7 @@ def act(runner, obs, noise):
 
 
 def make_train(args, env=None, eval_env=None):
-    env = env or envs.make(args.env_id, args.backend)
+    env = env or envs.make(args.env_id)
     draw = {"normal": jax.random.normal, "cauchy": jax.random.cauchy}[args.distribution]
 
     def init(key):
@@ -86,7 +85,7 @@ def make_train(args, env=None, eval_env=None):
 @harness.errors_in_one_line()
 def main():
     args = harness.parse_args(Args)
-    env = envs.make(args.env_id, args.backend)
+    env = envs.make(args.env_id)
     eval_env = envs.make_eval(env, args.eval_env_id)
     init, train = make_train(args, env)
     harness.run(args, env, eval_env, make_schedule(args), init, train, act)

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import typing
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -13,11 +12,10 @@ import numpy as np
 import envs
 
 SCRIPTS = ("crl_jax", "sac_her_jax", "td3_her_jax", "ppo_jax")
-OFF_POLICY = SCRIPTS[:-1]  # with a replay buffer
 SMALL = dict(
-    num_envs=4, unroll_length=4, total_timesteps=160, num_evals=4, num_eval_envs=3, env_steps_per_update=8,
-    batch_size=16, buffer_size=32, learning_starts=12, width=8, depth=1, repr_dim=4, num_minibatches=2,
-    update_epochs=2,
+    backend="mujoco", num_envs=2, unroll_length=4, total_timesteps=24, num_evals=1, num_eval_envs=2, episode_length=4,
+    env_steps_per_update=8, batch_size=4, buffer_size=8, learning_starts=4, width=4, depth=1, repr_dim=2,
+    num_minibatches=2, update_epochs=1,
 )  # fmt: skip
 
 
@@ -39,87 +37,36 @@ def make_args(script, **flags):
     return load(script).Args(**{name: value for name, value in (SMALL | flags).items() if name in names})
 
 
-def make_training(script, env=None, **flags):
-    """The whole of such a training as one function: a key to the runner, and metrics (num_epochs,)."""
-    module, args = load(script), make_args(script, **flags)
-    init, train = module.make_train(args, env)
-    num_epochs = module.make_schedule(args).num_epochs
-    return lambda key: train(init(key), num_epochs)
-
-
-def before_and_after(script, env, seed=0, **flags):
-    """Evaluations of a policy that has learnt nothing yet, and at the end of a training of one epoch."""
-    module = load(script)
-    args = module.Args(num_evals=1, num_eval_envs=64, **flags)
-    init, train = module.make_train(args, env)
-
-    @jax.jit
-    def run(key):
-        runner = init(key)
-        policy = partial(module.act, module.make_networks(args, env), runner)
-        length = args.episode_length or env.episode_length
-        return envs.evaluate(env, policy, key, args.num_eval_envs, length, args.eval_noise), train(runner, 1)[1]
-
-    before, after = run(jax.random.key(seed))
-    return before, {name: value[0] for name, value in after.items()}
-
-
-def assert_same_bits(one, other):
-    """Of two trees."""
-
-    def raw(x):
-        return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), one, other)
-
-
-def is_finite(tree):
-    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
-
-
 # ---- tasks without a model -------------------------------------------------------------------------------------------
 
 
 class Line(envs.GoalEnv):
-    """Walks from -4.5 … 2.5 to a goal at 0; beyond 3 the episode ends, and what follows is at 0.
-
-    The goal moves a little with each step, as arm_grasp's does.
-    """
+    """Walks from -4.5 … 2.5 to a goal at 0; beyond 3 the episode ends, and what follows is at 0."""
 
     state_dim, goal_indices, goal_reach_thresh, episode_length = 1, (0,), 1.0, 6
-    sys = SimpleNamespace(act_size=lambda: 1, q_size=lambda: 1, qd_size=lambda: 0)
+    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 1, q_size=lambda: 1, qd_size=lambda: 0)
 
-    def __init__(self, dense_reward=False):
-        self.dense_reward = dense_reward
+    def __init__(self):
+        pass
 
     def start(self, key):
         return jax.random.randint(key, (1,), -5, 3) + 0.5, jnp.zeros(0)
 
     def pipeline_init(self, q, qd):
-        return {"x": q, "steps": jnp.zeros(1), "ended": jnp.bool_(False)}
+        return {"x": q, "ended": jnp.bool_(False)}
 
     def pipeline_step(self, physics, control):
         x = jnp.where(physics["x"] > 3, 0.0, physics["x"] + control)
-        return {"x": x, "steps": physics["steps"] + 1, "ended": (x > 3).all()}
+        return {"x": x, "ended": (x > 3).all()}
 
     def get_state(self, physics, control):
         return physics["x"]
 
     def get_goal(self, physics):
-        return 2.0**-6 * physics["steps"]
+        return jnp.zeros(1)
 
     def terminated(self, physics):
         return physics["ended"]
-
-
-class Treadmill(Line):
-    """Stays at its goal, 0, with a reward of 1 in each step."""
-
-    def start(self, key):
-        return jnp.zeros(1), jnp.zeros(0)
-
-    def pipeline_step(self, physics, control):
-        return physics
 
 
 class Plane(Line):
@@ -127,6 +74,9 @@ class Plane(Line):
 
     state_dim, goal_indices, goal_reach_thresh, episode_length = 2, (0, 1), 0.2, 30
     sys = SimpleNamespace(act_size=lambda: 2, q_size=lambda: 4, qd_size=lambda: 0)
+
+    def __init__(self, dense_reward=False):
+        self.dense_reward = dense_reward
 
     def start(self, key):
         return jax.random.uniform(key, (4,), minval=-1, maxval=1), jnp.zeros(0)

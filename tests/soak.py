@@ -1,25 +1,23 @@
 """Hard use: a run that is killed again and again and must end with the bits of an undisturbed one, and a run of many
 epochs whose memory must not grow.
 
-    python benchmark/soak.py --kills 50
-    python benchmark/soak.py --epochs 2000
+    python -m tests.soak --kills 50
+    python -m tests.soak --epochs 2000
 """
 
 import argparse
-import hashlib
-import json
 import random
 import shlex
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-SMALL = shlex.split(
+from tests.harness_runs import assert_same_end, saved, start
+
+SIZES = shlex.split(
     "--num-envs 8 --unroll-length 8 --env-steps-per-update 2 --batch-size 32 --width 16 --buffer-size 400"
     " --episode-length 100 --num-eval-envs 4"
 )
@@ -27,16 +25,10 @@ LONGEST = 20  # seconds until a run is killed: half of that is importing and com
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 
-def start(*flags, cwd):
-    command = [sys.executable, ROOT / "crl_jax.py", *flags]
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also under nohup
-    )
+def heed():
+    """Signals have their default effect, also under nohup and in the background of a shell."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end(process, number):
@@ -50,73 +42,45 @@ def end(process, number):
     raise RuntimeError(f"{number.name} does not end it")
 
 
-def only_run(folder):
-    (directory,) = Path(folder, "runs").iterdir()
-    return directory
-
-
-def digest(directory):
-    """Of all arrays and metrics of the last checkpoint, but for speeds, which the clock decides."""
-    sys.path.insert(0, str(ROOT))
-    import jax
-
-    import crl_jax
-    from envs import checkpoint
-
-    args = crl_jax.Args(**json.loads((directory / "args.json").read_text())["flags"])
-    init, _ = crl_jax.make_train(args)
-    path, info = checkpoint.newest(directory / "checkpoints")
-    state = checkpoint.restore(path, jax.eval_shape(init, jax.random.key(0)))
-    parts = [jax.random.key_data(x) if x.dtype == state.key.dtype else x for x in jax.tree.leaves(state)]
-    means = {name: value for name, value in info["means"].items() if not name.startswith("charts/")}
-    return hashlib.sha256(b"".join(x.tobytes() for x in parts) + json.dumps(means).encode()).hexdigest()[:16]
-
-
 def kills(count):
-    """Kills a run `count` times, at random moments, by random signals."""
-    flags = [*SMALL, "--total-timesteps", "2000000", "--num-evals", "1000", "--checkpoint-every", "10"]
+    """Kills a run `count` times, at random moments, by random signals; the same command starts it and goes on."""
+    steps = "--total-timesteps 1000000 --num-evals 1000 --checkpoint-every 10 --run-dir mine"
+    line = [*SIZES, *shlex.split(steps)]
     random.seed(0)
     with tempfile.TemporaryDirectory() as undisturbed, tempfile.TemporaryDirectory() as disturbed:
+        whole, ended = Path(undisturbed, "mine"), Path(disturbed, "mine")
         began = time.time()
-        whole = start(*flags, cwd=undisturbed)
-        whole.communicate()
-        assert whole.returncode == 0
-        seconds = time.time() - began
-        expected = digest(only_run(undisturbed))
-        print(f"undisturbed: {seconds:.0f} s, {expected}", flush=True)
-        done, command = 0, flags
+        process = start("crl_jax", *line, cwd=undisturbed)
+        process.communicate()
+        assert process.returncode == 0
+        print(f"undisturbed: {time.time() - began:.0f} s", flush=True)
+        done, signals = 0, {}
         while done < count:
-            process = start(*command, cwd=disturbed)
+            process = start("crl_jax", *line, cwd=disturbed, preexec_fn=heed)
             try:
                 process.wait(timeout=random.uniform(0, LONGEST))
                 break  # it came to its end before
             except subprocess.TimeoutExpired:
                 number = random.choice(SIGNALS)
                 err = end(process, number)
-                done += 1
-            directory = next(Path(disturbed).glob("runs/*"), None)
-            epochs = [int(path.name[-6:]) for path in directory.glob("checkpoints/epoch_*[0-9]")] if directory else []
-            if epochs:
-                command = ["--resume", directory]
-            else:  # nothing to go on from yet
-                subprocess.run(["rm", "-rf", f"{disturbed}/runs"], check=True)
-                command = flags
-            print(f"{done}: {number.name}, exit {process.returncode}, checkpoint {epochs}", flush=True)
+                done, signals[number.name] = done + 1, signals.get(number.name, 0) + 1
+            epochs = saved(ended) if (ended / "checkpoints").exists() else []
+            print(f"{done}: {number.name}, exit {process.returncode}, checkpoints {epochs}", flush=True)
+            assert process.returncode == -number, err
             assert "Traceback" not in err or (number == signal.SIGINT and "KeyboardInterrupt" in err), err
-        process = start(*command, cwd=disturbed)
-        process.communicate()
-        result = digest(only_run(disturbed))
-        print(f"after {done} kills: {result}, {'the same' if result == expected else 'ANOTHER'}")
-        sys.exit(result != expected)
+        process = start("crl_jax", *line, cwd=disturbed)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert_same_end("crl_jax", whole, ended)
+        print(f"after {done} kills, {signals}: the same parameters, buffer, keys, curves and policy")
 
 
 def epochs(count):
     """Resident memory and time per epoch, over a run of `count` epochs."""
     steps = str(count * 64 + 64 * 6)  # six iterations only fill the buffer
+    more = ["--total-timesteps", steps, "--num-evals", str(count), "--checkpoint-every", "100"]
     with tempfile.TemporaryDirectory() as folder:
-        process = start(
-            *SMALL, "--total-timesteps", steps, "--num-evals", str(count), "--checkpoint-every", "100", cwd=folder
-        )
+        process = start("crl_jax", *SIZES, *more, cwd=folder)
         rows = []
         for line in process.stdout:
             if "/" in (line.split() or [""])[0]:
@@ -136,7 +100,6 @@ def main():
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=0)
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; the runs must not
     if args.epochs:
         epochs(args.epochs)
     if args.kills:

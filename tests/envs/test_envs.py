@@ -110,7 +110,7 @@ def trajectories():
     """Two episodes of random actions on every pipeline: observations, and the first and all later physics states."""
 
     def trajectory(env, key):
-        strength = 10 / float(env.sys.actuator.gear[0])  # a torque of up to 10: faster, and differences say little
+        strength = 10 / np.asarray(env.sys.actuator.gear)[0]  # a torque of up to 10: faster, and differences say little
 
         def step(state, key):
             state = env.step(state, jax.random.uniform(key, (2,), minval=-strength, maxval=strength))
@@ -128,6 +128,7 @@ def trajectories():
     return {name: jax.jit(jax.vmap(partial(trajectory, env)))(keys[:2]) for name, env in made.items()}
 
 
+@pytest.mark.xdist_group("reacher")
 def test_reacher_on_every_pipeline(trajectories):
     """Finite and inside the arm's reach; the tip's velocity is the derivative of its position."""
     for backend, (obs, *_) in trajectories.items():
@@ -139,6 +140,7 @@ def test_reacher_on_every_pipeline(trajectories):
         assert np.abs(velocity - obs[1:-1, 7:10]).mean() < 0.12 * np.abs(velocity).mean() + 0.005, backend
 
 
+@pytest.mark.xdist_group("reacher")
 def test_native_reacher_agrees_with_mjx(trajectories):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), trajectories["mujoco"], trajectories["mjx"])
 

@@ -1,46 +1,16 @@
 """What the end of an episode means to evaluation and to learning, on tasks without a model."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import Line
 
 import crl_jax
 import envs
 import ppo_jax
 import sac_her_jax
 import td3_her_jax
-
-
-class Line(envs.GoalEnv):
-    """Walks from -4.5 … 2.5 towards a goal at 0 or beyond; beyond 3 the episode ends, and what follows is at 0."""
-
-    state_dim, goal_indices, goal_reach_thresh = 1, (0,), 1.0
-    dense_reward, sys = False, SimpleNamespace(act_size=lambda: 1, q_size=lambda: 1, qd_size=lambda: 0)
-
-    def __init__(self):
-        pass
-
-    def start(self, key):
-        return jax.random.randint(key, (1,), -5, 3) + 0.5, jnp.zeros(0)
-
-    def pipeline_init(self, q, qd):
-        return {"x": q, "ended": False}
-
-    def pipeline_step(self, physics, control):
-        x = jnp.where(physics["x"] > 3, 0.0, physics["x"] + control)
-        return {"x": x, "ended": (x > 3).all()}
-
-    def get_state(self, physics, control):
-        return physics["x"]
-
-    def get_goal(self, physics):
-        return jnp.zeros(1)
-
-    def terminated(self, physics):
-        return physics["ended"]
 
 
 def test_evaluation_ends_with_the_episode():

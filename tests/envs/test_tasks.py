@@ -707,7 +707,7 @@ def test_wrappers_of_brax_take_our_envs():
             lambda state, _: (env.step(state, jnp.zeros((3, 2))), state.done), env.reset(keys), length=8
         )
 
-    state, done = rollout(jax.random.split(jax.random.key(0), 3))
+    state, done = rollout(jax.random.split(jax.random.PRNGKey(0), 3))  # keys of the old kind
     np.testing.assert_array_equal(done[:, 0], [0, 0, 0, 0, 1, 0, 0, 0])
     metrics = state.info["eval_metrics"].episode_metrics
     assert {"reward", "success", "dist"} <= metrics.keys() and np.isfinite(metrics["dist"]).all()

@@ -174,11 +174,10 @@ def test_losses(normalized):
     assert metrics["value"] == pytest.approx(numpy_mlp(params["critic"], np.float64(obs)).mean(), rel=1e-4)
 
 
-def train(args, seed=0, optimise=0):
+def train(args, seed=0):
     init, train_ = make_train(args)
-    options = {"xla_backend_optimization_level": optimise}  # little is worth it (conftest.py)
     num_epochs = make_schedule(args).num_epochs
-    return jax.jit(lambda key: train_(init(key), num_epochs), compiler_options=options)(jax.random.key(seed))
+    return jax.jit(lambda key: train_(init(key), num_epochs))(jax.random.key(seed))
 
 
 def test_contract_and_determinism():
@@ -228,11 +227,3 @@ def test_each_network_s_gradient_is_clipped_by_itself():
 def test_nonsense_is_refused(flags, message):
     with pytest.raises(envs.UsageError, match=message):
         dataclasses.replace(TINY, **flags)
-
-
-def test_short_training_improves():
-    args = Args(total_timesteps=600_000, num_evals=1, num_eval_envs=64, dense_reward=True)
-    _, learnt = train(args, optimise=3)
-    _, untrained = train(dataclasses.replace(args, learning_rate=0.0, update_epochs=1, num_minibatches=1), optimise=3)
-    assert learnt["eval/final_dist"][-1] < 0.75 * untrained["eval/final_dist"][-1]
-    assert learnt["eval/episode_return"][-1] > untrained["eval/episode_return"][-1]

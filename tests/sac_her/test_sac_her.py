@@ -178,11 +178,10 @@ def test_losses():
     assert not is_zero(gradient("critic", "critics")) and not is_zero(gradient("actor", "actor"))
 
 
-def train(args, seed=0, optimise=0):
+def train(args, seed=0):
     init, train_ = make_train(args)
-    options = {"xla_backend_optimization_level": optimise}  # little is worth it (conftest.py)
     num_epochs = make_schedule(args).num_epochs
-    return jax.jit(lambda key: train_(init(key), num_epochs), compiler_options=options)(jax.random.key(seed))
+    return jax.jit(lambda key: train_(init(key), num_epochs))(jax.random.key(seed))
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +219,6 @@ def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
 def test_nonsense_is_refused(flags, message):
     with pytest.raises(envs.UsageError, match=message):
         dataclasses.replace(TINY, **flags)
-
-
-def test_short_training_improves():
-    args = Args(total_timesteps=120_000, num_evals=1, num_eval_envs=64, episode_length=200)
-    _, learnt = train(args, optimise=3)
-    _, untrained = train(dataclasses.replace(args, actor_lr=0.0, critic_lr=0.0, batch_size=1), optimise=3)
-    assert learnt["eval/final_dist"][-1] < 0.75 * untrained["eval/final_dist"][-1]
-    assert learnt["eval/time_near_goal"][-1] > 1.5 * untrained["eval/time_near_goal"][-1]
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])

@@ -1,47 +1,62 @@
 """The four scripts beside each other: every task trains, and what they share is the same word for word."""
 
 import dataclasses
-import importlib
 import inspect
 import itertools
+from functools import partial
 
 import jax
 import jax.export
 import mujoco
 import numpy as np
 import pytest
+from helpers import SCRIPTS, Line, Plane, load, make_args
 
 import envs
 import harness
-
-SCRIPTS = ("crl_jax", "sac_her_jax", "td3_her_jax", "ppo_jax")
-SIZES = dict(
-    backend="mujoco", num_envs=2, unroll_length=4, total_timesteps=24, num_evals=1, num_eval_envs=2, episode_length=4,
-    env_steps_per_update=8, batch_size=4, buffer_size=8, learning_starts=4, width=4, depth=1, repr_dim=2,
-    num_minibatches=2, update_epochs=1,
-)  # fmt: skip
-
 
 PHYSICS = (  # one id of each model; those of the others differ in where things are
     "reacher", "cheetah", "pusher_easy", "pusher_reacher", "pusher2", "ant", "ant_u_maze", "ant_ball",
     "ant_ball_u_maze", "ant_push", "humanoid", "humanoid_u_maze", "simple_u_maze", "arm_reach", "arm_grasp",
     "arm_push_easy", "arm_binpick_easy", "arm_binpick_easy_eef",
 )  # fmt: skip
+OF_EACH_KIND = "reacher", "cheetah", "pusher_easy", "ant_u_maze", "ant_ball", "humanoid", "simple_u_maze", "arm_grasp"
 
 
-def make_args(module, **flags):
-    """SIZES and other flags, those of them that the script has."""
-    names = {field.name for field in dataclasses.fields(module.Args)}
-    return module.Args(**{name: value for name, value in (SIZES | flags).items() if name in names})
-
-
-@pytest.mark.parametrize("env_id", envs.ENV_IDS)
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_learns(script):
+    """To slide to goals in a square, in seconds; there is no physics in it."""
+    module = load(script)
+    args = make_args(
+        script, num_envs=16, unroll_length=10, total_timesteps=32_000, width=64,
+        depth=2, repr_dim=16, batch_size=64, buffer_size=1000, learning_starts=60, episode_length=None,
+        num_eval_envs=64, learning_rate=3e-3, update_epochs=4,
+    )  # fmt: skip
+    env = Plane(dense_reward=script == "ppo_jax")
+    init, train = module.make_train(args, env)
+
+    @jax.jit
+    def before_and_after(key):
+        runner = init(key)
+        policy = partial(module.act, module.make_networks(args, env), runner)
+        before = envs.evaluate(env, policy, key, 64, env.episode_length, args.eval_noise)
+        return before, train(runner, 1)[1]
+
+    before, after = before_and_after(jax.random.key(0))
+    assert before["eval/time_near_goal"] < 0.15
+    assert after["eval/time_near_goal"][0] > 0.5
+    assert after["eval/success_rate"][0] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("script", "env_id"),
+    [*(("crl_jax", env_id) for env_id in envs.ENV_IDS), *itertools.product(SCRIPTS[1:], OF_EACH_KIND)],
+)
 def test_every_task_trains(script, env_id):
     """CRL for a few updates on each model, to the same bits on any number of MuJoCo's threads; the other scripts, and
     ids that differ in walls, starts or goals alone, are traced."""
-    module = importlib.import_module(script)
-    args = make_args(module, env_id=env_id)
+    module = load(script)
+    args = make_args(script, env_id=env_id)
     env = envs.make(env_id, args.backend)
     init, train = module.make_train(args, env)
 
@@ -68,8 +83,8 @@ def test_every_task_trains(script, env_id):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_trains_with_chunks_of_actions(script):
-    module = importlib.import_module(script)
-    args = make_args(module, env_id="simple_u_maze", action_chunk=3, episode_length=7)
+    module = load(script)
+    args = make_args(script, env_id="simple_u_maze", action_chunk=3, episode_length=7)
     init, train = module.make_train(args)
     runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params)))
@@ -80,8 +95,8 @@ def test_every_script_trains_with_chunks_of_actions(script):
 
 def test_an_ant_in_a_maze_trains_on_springs():
     """Which is what it takes on a CPU, where the test above takes MuJoCo."""
-    crl_jax = importlib.import_module("crl_jax")
-    init, train = crl_jax.make_train(make_args(crl_jax, env_id="ant_ball_u_maze", backend=None))
+    crl_jax = load("crl_jax")
+    init, train = crl_jax.make_train(make_args("crl_jax", env_id="ant_ball_u_maze", backend=None))
     runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
     data = runner.buffer.data
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params, data)))
@@ -91,8 +106,8 @@ def test_an_ant_in_a_maze_trains_on_springs():
 @pytest.mark.parametrize(("script", "anneal_lr"), [*((script, True) for script in SCRIPTS), ("crl_jax", False)])
 def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
     """Nothing changes after the fourth epoch, the last, though one may go on."""
-    module = importlib.import_module(script)
-    init, train = module.make_train(make_args(module, anneal_lr=anneal_lr, total_timesteps=88, num_evals=4))
+    module = load(script)
+    init, train = module.make_train(make_args(script, anneal_lr=anneal_lr, total_timesteps=120, num_evals=4))
     one_epoch = jax.jit(train, static_argnums=1)
     runner, params = jax.jit(init)(jax.random.key(0)), []
     for _ in range(5):
@@ -124,9 +139,8 @@ CHANGES = {  # another value for every flag, but for those that only `main` read
 }  # fmt: skip
 CHANGES_OF_ALL = dict(
     env_id="simple_big_maze", eval_env_id="simple_u_maze_eval", backend="spring", total_timesteps=320, num_envs=8,
-    episode_length=3, unroll_length=2, eval_noise=0.5,
-    action_chunk=2, num_evals=2, num_eval_envs=5, gamma=0.5, width=9, depth=4, activation="swish", layer_norm=True,
-    residual=True, anneal_lr=True,
+    episode_length=3, unroll_length=8, eval_noise=0.5, action_chunk=2, num_evals=2, num_eval_envs=5, gamma=0.5,
+    width=9, depth=8, activation="swish", layer_norm=True, residual=True, anneal_lr=True,
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, actor_lr=1e-2, critic_lr=1e-2,
@@ -137,41 +151,44 @@ CHANGES_OFF_POLICY = dict(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_changes_the_program(script):
     """No dead flags: another value of any of them compiles to another program, but for those that only `main` reads."""
-    module = importlib.import_module(script)
+    module = load(script)
     changes = CHANGES_OF_ALL | CHANGES[script] | (CHANGES_OFF_POLICY if script != "ppo_jax" else {})
     of_main = {field.name for field in dataclasses.fields(harness.RunArgs)}  # tests/harness has them
     names = {field.name for field in dataclasses.fields(module.Args)}
     assert changes.keys() | of_main == names
-    sizes = dict(
-        env_id="simple_u_maze", backend="mujoco", total_timesteps=160, num_envs=4, unroll_length=4, learning_starts=12,
-        buffer_size=32,
-        episode_length=10, num_evals=4, num_eval_envs=3, env_steps_per_update=8, batch_size=16, width=8, repr_dim=4,
-        num_minibatches=2, update_epochs=2, depth=8,
+    base = make_args(
+        script, env_id="simple_u_maze", total_timesteps=160, num_envs=4, learning_starts=12, buffer_size=32,
+        episode_length=10, num_evals=4, num_eval_envs=3, batch_size=16, update_epochs=2, depth=4,
     )  # fmt: skip
-    base = module.Args(**{name: value for name, value in sizes.items() if name in names})
-    env = envs.make(base.env_id, base.backend)
 
-    def program(args):
-        of_env = (args.env_id, args.backend, getattr(args, "dense_reward", False))
-        init, train = module.make_train(args, env if of_env == (base.env_id, base.backend, False) else None)
+    def program(args, env):
+        init, train = module.make_train(args, env)
         num_epochs = module.make_schedule(args).num_epochs
         return jax.jit(lambda key: train(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
 
-    original = program(base)
-    assert program(base) == original
-    for name, value in changes.items():
-        assert program(dataclasses.replace(base, **{name: value})) != original, name
+    of_task = {"env_id", "eval_env_id", "backend", "dense_reward"}
+    for env, names in ((None, of_task & changes.keys()), (Line(), changes.keys() - of_task)):  # Line is traced sooner
+        original = program(base, env)
+        assert program(base, env) == original
+        for name in names:
+            assert program(dataclasses.replace(base, **{name: changes[name]}), env) != original, name
 
 
-@pytest.mark.parametrize(
-    ("script", "env_id"), [*((script, "reacher") for script in SCRIPTS), ("crl_jax", "ant"), ("crl_jax", "cheetah")]
-)
-def test_lowers_for_accelerators(script, env_id):
-    """On a machine without one: on the benchmark's own pipelines, of which there are three, both functions of the
-    training are exported for it."""
-    module = importlib.import_module(script)
-    backend = {"reacher": "generalized", "ant": "spring", "cheetah": "mjx"}[env_id]
-    init, train = module.make_train(make_args(module, env_id=env_id, backend=backend, learning_starts=8))
+@pytest.mark.parametrize("backend", ["generalized", "spring", "mjx"])
+def test_crl_lowers_for_accelerators(backend):
+    """With each of the benchmark's own pipelines."""
+    env_id = {"generalized": "reacher", "spring": "ant", "mjx": "cheetah"}[backend]
+    assert_lowers("crl_jax", envs.make(env_id, backend))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_lowers_for_accelerators(script):
+    assert_lowers(script, Line())
+
+
+def assert_lowers(script, env):
+    """On a machine without an accelerator: both functions of a training are exported for it."""
+    init, train = load(script).make_train(make_args(script, learning_starts=12), env)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     runner = jax.eval_shape(init, key)
     functions = (jax.jit(init), key), (jax.jit(lambda runner: train(runner, 1)), runner)
@@ -194,7 +211,7 @@ def part(module, name):
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(SCRIPTS, 2)))
 def test_what_scripts_share_is_the_same_word_for_word(one, other):
-    one, other = map(importlib.import_module, (one, other))
+    one, other = map(load, (one, other))
     shared = ["Layer", "ResidualBlock", "MLP", "Schedule", "epoch", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
         shared += ["Buffer", "buffer_init", "buffer_add", "unroll", "correlate"]
@@ -213,7 +230,7 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
 def test_flags_of_one_name_have_one_meaning():
     """The same default, but where the algorithms want another."""
     differ = {"exp_name", "gamma", "eval_noise"}
-    fields = [{f.name: f for f in dataclasses.fields(importlib.import_module(script).Args)} for script in SCRIPTS]
+    fields = [{f.name: f for f in dataclasses.fields(load(script).Args)} for script in SCRIPTS]
     for one, other in itertools.combinations(fields, 2):
         for name in (one.keys() & other.keys()) - differ:
             assert (one[name].type, one[name].default) == (other[name].type, other[name].default), name
