@@ -93,6 +93,15 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
+OF_TASKS = {  # defaults of tasks whose id begins like this, for the command line
+    "ant": dict(action_chunk=3, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True, total_timesteps=2_500_000),
+    "arm_push": dict(commanded_goals=0.5, target_entropy=-1.0, layer_norm=True, total_timesteps=1_500_000),
+    "cheetah": dict(num_envs=64, anneal_lr=True, total_timesteps=1_000_000),
+    "pusher": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
+    "simple": dict(num_envs=64, gamma=0.97),
+}
+
+
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +280,7 @@ def critic_loss(params, state, action, goal, networks, args):
     """L(φ, ψ) of states (batch, state_dim), actions (batch, action_dim) and goals (batch, goal_dim); and metrics."""
     phi = networks.phi.apply(params["phi"], state, action)
     psi = networks.psi.apply(params["psi"], goal)
+    phi, psi = (jax.lax.all_gather(x, args.axes, tiled=True) for x in (phi, psi))  # rows of all devices are negatives
     logits = energy_of_pairs(args.energy, phi, psi)
     lse = logsumexp(logits, axis=1)
     loss = contrastive_loss(args.contrastive_loss, logits) + args.logsumexp_penalty * jnp.mean(lse**2)
@@ -361,13 +371,17 @@ def act(networks, runner, obs, noise):
 def make_train(args, env=None, eval_env=None):
     """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
+    With `--num-devices` N each device calls them, under `jax.shard_map` over the axis "devices", with its Nth of the
+    environments, the buffer and each batch: `args.axes` has that axis for collectives, and is empty with one device.
+
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own, instead of those that `args` names.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
-    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    num_envs = args.num_envs // args.num_devices
+    train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
 
     def adam(lr):
@@ -391,7 +405,7 @@ def make_train(args, env=None, eval_env=None):
 
         key, noise_key = jax.random.split(runner.key)
         steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
-        noise = correlate(jax.random.normal(noise_key, (steps, args.num_envs, size)), args.noise_correlation)
+        noise = correlate(jax.random.normal(noise_key, (steps, num_envs, size)), args.noise_correlation)
         noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
@@ -399,6 +413,9 @@ def make_train(args, env=None, eval_env=None):
 
     def init(key):
         key, eval_key, env_key, actor_key, phi_key, psi_key = jax.random.split(key, 6)
+        if args.num_devices > 1:  # each has starts, goals and noise of its own
+            device = jax.lax.axis_index(args.axes)
+            key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
         state, goal = jnp.split(env_state.obs[0], [env.state_dim])
         action = jnp.zeros(env.action_size)
@@ -409,21 +426,21 @@ def make_train(args, env=None, eval_env=None):
             "log_alpha": jnp.zeros(()),
         }
         unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
-        buffer = buffer_init(Transition(state, action, goal, goal), unrolls * schedule.unroll_length, args.num_envs)
+        buffer = buffer_init(Transition(state, action, goal, goal), unrolls * schedule.unroll_length, num_envs)
         runner = RunnerState(params, optimizer.init(params), env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
     def update(carry, inputs):
         params, opt_state = carry
         grads, metrics = jax.grad(total_loss, has_aux=True)(params, *inputs, networks, args)
-        updates, opt_state = optimizer.update(grads, opt_state)
+        updates, opt_state = optimizer.update(jax.lax.pmean(grads, args.axes), opt_state)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
     def iterate(runner, _):
         """One unroll, then its updates, their batches drawn all at once."""
         runner = unroll(runner)
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
-        shape = (schedule.updates_per_iteration, args.batch_size)
+        shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
         shares = args.random_goals, args.commanded_goals
         goals = actor_goals(future.next_goal, now.goal, *shares) if any(shares) else None
@@ -435,13 +452,15 @@ def make_train(args, env=None, eval_env=None):
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        metrics, env_state = envs.train_metrics(runner.env_state)
+        metrics, env_state = envs.train_metrics(runner.env_state, args.axes)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        episodes = args.num_eval_envs // args.num_devices
+        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        return runner, jax.lax.pmean(metrics, args.axes)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)
@@ -451,7 +470,7 @@ def make_train(args, env=None, eval_env=None):
 
 @harness.errors_in_one_line()
 def main():
-    args = harness.parse_args(Args)
+    args = harness.parse_args(Args, OF_TASKS)
     env = envs.chunk(envs.make(args.env_id, args.backend), args.action_chunk)
     eval_env = envs.make_eval(env, args.eval_env_id)
     init, train = make_train(args, env, eval_env)

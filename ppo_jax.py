@@ -215,7 +215,8 @@ def actor_loss(params, batch, noise, networks, args):
     """L(π) of a `Minibatch`, and metrics; standard normal noise, (batch, action_dim), picks actions for its entropy."""
     advantage = batch.advantage
     if args.normalize_advantage:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        everyone = jax.lax.all_gather(advantage, args.axes, tiled=True)  # on all devices
+        advantage = (advantage - everyone.mean()) / (everyone.std() + 1e-8)
     actor_out = networks.actor.apply(params["actor"], batch.obs)
     log_ratio = log_prob_of(actor_out, batch.u) - batch.log_prob
     ratio = jnp.exp(log_ratio)
@@ -259,7 +260,7 @@ class Schedule(NamedTuple):
 
 def make_schedule(args):
     steps_per_action = args.num_envs * args.action_chunk
-    unit = args.num_minibatches // math.gcd(args.num_minibatches, args.num_envs)
+    unit = args.num_minibatches // math.gcd(args.num_minibatches, args.num_envs // args.num_devices)
     unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and minibatches
     steps = unroll * steps_per_action
     updates = args.update_epochs * args.num_minibatches
@@ -306,13 +307,17 @@ def act(networks, runner, obs, noise):
 def make_train(args, env=None, eval_env=None):
     """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
+    With `--num-devices` N each device calls them, under `jax.shard_map` over the axis "devices", with its Nth of the
+    environments, the buffer and each batch: `args.axes` has that axis for collectives, and is empty with one device.
+
     `runner = init(key)` makes networks and environments. One scan over epochs is `runner, metrics = train(runner,
     num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are tasks of one's own, with rewards
     of their own, instead of those that `args` names.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
-    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    num_envs = args.num_envs // args.num_devices
+    train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
     lr = optax.linear_schedule(args.learning_rate, 0, schedule.num_updates) if args.anneal_lr else args.learning_rate
     # Each network's gradient is clipped by itself: a large error of the values must not shrink the policy's steps.
@@ -323,6 +328,9 @@ def make_train(args, env=None, eval_env=None):
 
     def init(key):
         key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)
+        if args.num_devices > 1:  # each has starts, goals and noise of its own
+            device = jax.lax.axis_index(args.axes)
+            key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
         obs = env_state.obs[0]
         params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
@@ -336,7 +344,7 @@ def make_train(args, env=None, eval_env=None):
         def step(env_state, key):
             obs = env_state.obs
             actor_out = actor_output(networks, runner, obs)
-            u = sample_u(actor_out, jax.random.normal(key, (args.num_envs, env.action_size)))
+            u = sample_u(actor_out, jax.random.normal(key, (num_envs, env.action_size)))
             env_state = train_env.step(env_state, jnp.tanh(u))
             terminated = env_state.done - env_state.info["truncation"]
             transition = Transition(
@@ -358,7 +366,7 @@ def make_train(args, env=None, eval_env=None):
     def update(carry, inputs):
         params, opt_state = carry
         grads, metrics = jax.grad(total_loss, has_aux=True)(params, *inputs, networks, args)
-        updates, opt_state = optimizer.update(grads, opt_state)
+        updates, opt_state = optimizer.update(jax.lax.pmean(grads, args.axes), opt_state)
         return (optax.apply_updates(params, updates), opt_state), metrics
 
     def iterate(runner, _):
@@ -383,18 +391,21 @@ def make_train(args, env=None, eval_env=None):
         (params, opt_state), metrics = jax.lax.scan(update_epoch, (runner.params, runner.opt_state), keys)
         runner = runner._replace(params=params, opt_state=opt_state, key=key)
         if args.normalize_observations:
-            runner = runner._replace(statistics=update_statistics(runner.statistics, transitions.obs))
+            obs = jax.lax.all_gather(transitions.obs, args.axes, axis=1, tiled=True)
+            runner = runner._replace(statistics=update_statistics(runner.statistics, obs))
         return runner, jax.tree.map(jnp.mean, metrics)
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        metrics, env_state = envs.train_metrics(runner.env_state)
+        metrics, env_state = envs.train_metrics(runner.env_state, args.axes)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        episodes = args.num_eval_envs // args.num_devices
+        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        return runner, jax.lax.pmean(metrics, args.axes)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)

@@ -321,13 +321,17 @@ def act(networks, runner, obs, noise):
 def make_train(args, env=None, eval_env=None):
     """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
+    With `--num-devices` N each device calls them, under `jax.shard_map` over the axis "devices", with its Nth of the
+    environments, the buffer and each batch: `args.axes` has that axis for collectives, and is empty with one device.
+
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own, with rewards of their own, instead of those that `args` names.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
-    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    num_envs = args.num_envs // args.num_devices
+    train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
 
     def adam(lr):
@@ -352,7 +356,7 @@ def make_train(args, env=None, eval_env=None):
 
         key, noise_key = jax.random.split(runner.key)
         steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
-        noise = correlate(jax.random.normal(noise_key, (steps, args.num_envs, size)), args.noise_correlation)
+        noise = correlate(jax.random.normal(noise_key, (steps, num_envs, size)), args.noise_correlation)
         noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
@@ -360,6 +364,9 @@ def make_train(args, env=None, eval_env=None):
 
     def init(key):
         key, eval_key, env_key, actor_key, *critic_keys = jax.random.split(key, 6)
+        if args.num_devices > 1:  # each has starts, goals and noise of its own
+            device = jax.lax.axis_index(args.axes)
+            key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
         state, goal = jnp.split(env_state.obs[0], [env.state_dim])
         action = jnp.zeros(env.action_size)
@@ -370,7 +377,7 @@ def make_train(args, env=None, eval_env=None):
         }
         unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
         transition = Transition(state, action, goal, state, jnp.zeros(()))
-        buffer = buffer_init(transition, unrolls * schedule.unroll_length, args.num_envs)
+        buffer = buffer_init(transition, unrolls * schedule.unroll_length, num_envs)
         target_critics = jax.tree.map(jnp.copy, params["critics"])
         runner = RunnerState(params, target_critics, optimizer.init(params), env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
@@ -378,7 +385,7 @@ def make_train(args, env=None, eval_env=None):
     def update(carry, inputs):
         params, target_critics, opt_state = carry
         grads, metrics = jax.grad(total_loss, has_aux=True)(params, target_critics, *inputs, networks, args)
-        updates, opt_state = optimizer.update(grads, opt_state)
+        updates, opt_state = optimizer.update(jax.lax.pmean(grads, args.axes), opt_state)
         params = optax.apply_updates(params, updates)
         target_critics = optax.incremental_update(params["critics"], target_critics, args.tau)
         return (params, target_critics, opt_state), metrics
@@ -387,7 +394,7 @@ def make_train(args, env=None, eval_env=None):
         """One unroll, then its updates, their batches drawn all at once."""
         runner = unroll(runner)
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
-        shape = (schedule.updates_per_iteration, args.batch_size)
+        shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
         get_reward = jax.vmap(jax.vmap(env.get_reward))  # after the action, for the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
@@ -400,13 +407,15 @@ def make_train(args, env=None, eval_env=None):
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        metrics, env_state = envs.train_metrics(runner.env_state)
+        metrics, env_state = envs.train_metrics(runner.env_state, args.axes)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        episodes = args.num_eval_envs // args.num_devices
+        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        return runner, jax.lax.pmean(metrics, args.axes)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)

@@ -305,13 +305,17 @@ def act(networks, runner, obs, noise):
 def make_train(args, env=None, eval_env=None):
     """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
 
+    With `--num-devices` N each device calls them, under `jax.shard_map` over the axis "devices", with its Nth of the
+    environments, the buffer and each batch: `args.axes` has that axis for collectives, and is empty with one device.
+
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own, with rewards of their own, instead of those that `args` names.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
-    train_env = envs.wrap(env, args.num_envs, args.episode_length or env.episode_length)
+    num_envs = args.num_envs // args.num_devices
+    train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
 
     def adam(lr, num_updates):
@@ -334,7 +338,7 @@ def make_train(args, env=None, eval_env=None):
 
         key, noise_key = jax.random.split(runner.key)
         steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
-        noise = correlate(jax.random.normal(noise_key, (steps, args.num_envs, size)), args.noise_correlation)
+        noise = correlate(jax.random.normal(noise_key, (steps, num_envs, size)), args.noise_correlation)
         noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
@@ -342,6 +346,9 @@ def make_train(args, env=None, eval_env=None):
 
     def init(key):
         key, eval_key, env_key, actor_key, *critic_keys = jax.random.split(key, 6)
+        if args.num_devices > 1:  # each has starts, goals and noise of its own
+            device = jax.lax.axis_index(args.axes)
+            key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
         state, goal = jnp.split(env_state.obs[0], [env.state_dim])
         action = jnp.zeros(env.action_size)
@@ -351,7 +358,7 @@ def make_train(args, env=None, eval_env=None):
         }
         unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
         transition = Transition(state, action, goal, state, jnp.zeros(()))
-        buffer = buffer_init(transition, unrolls * schedule.unroll_length, args.num_envs)
+        buffer = buffer_init(transition, unrolls * schedule.unroll_length, num_envs)
         target_params = jax.tree.map(jnp.copy, params)
         opt_state = actor_optimizer.init(params["actor"]), critic_optimizer.init(params["critics"])
         runner = RunnerState(params, target_params, opt_state, env_state, buffer, key, eval_key)
@@ -364,14 +371,14 @@ def make_train(args, env=None, eval_env=None):
         def update_critics(carry, inputs):
             critics, opt_state = carry
             grads, metrics = jax.grad(critic_loss, has_aux=True)(critics, target_params, *inputs, networks, args)
-            updates, opt_state = critic_optimizer.update(grads, opt_state)
+            updates, opt_state = critic_optimizer.update(jax.lax.pmean(grads, args.axes), opt_state)
             return (optax.apply_updates(critics, updates), opt_state), metrics
 
         carry = params["critics"], critic_opt_state
         (critics, critic_opt_state), metrics = jax.lax.scan(update_critics, carry, inputs)
         state, goal = inputs[0].state[-1], inputs[0].goal[-1]
         loss, grads = jax.value_and_grad(actor_loss)(params["actor"], critics, state, goal, networks, args)
-        updates, actor_opt_state = actor_optimizer.update(grads, actor_opt_state)
+        updates, actor_opt_state = actor_optimizer.update(jax.lax.pmean(grads, args.axes), actor_opt_state)
         params = {"actor": optax.apply_updates(params["actor"], updates), "critics": critics}
         target_params = optax.incremental_update(params, target_params, args.tau)
         return (params, target_params, (actor_opt_state, critic_opt_state)), metrics | {"actor": loss}
@@ -380,7 +387,11 @@ def make_train(args, env=None, eval_env=None):
         """One unroll, then its updates, their batches drawn all at once."""
         runner = unroll(runner)
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
-        shape = (schedule.updates_per_iteration // args.policy_delay, args.policy_delay, args.batch_size)
+        shape = (
+            schedule.updates_per_iteration // args.policy_delay,
+            args.policy_delay,
+            args.batch_size // args.num_devices,
+        )
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
         get_reward = jax.vmap(jax.vmap(jax.vmap(env.get_reward)))  # after the action, for the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
@@ -393,13 +404,15 @@ def make_train(args, env=None, eval_env=None):
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)
-        metrics, env_state = envs.train_metrics(runner.env_state)
+        metrics, env_state = envs.train_metrics(runner.env_state, args.axes)
         metrics |= {f"losses/{name}": jnp.mean(x) for name, x in losses.items()}
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
         policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        return runner, metrics | envs.evaluate(eval_env, policy, key, args.num_eval_envs, eval_length, args.eval_noise)
+        episodes = args.num_eval_envs // args.num_devices
+        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        return runner, jax.lax.pmean(metrics, args.axes)
 
     def train(runner, num_epochs):
         return jax.lax.scan(epoch, runner, length=num_epochs)

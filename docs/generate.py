@@ -54,6 +54,9 @@ Each flag is a field of a script's `Args`. `--residual` turns one on, `--no-resi
 environment steps, also with action chunks.
 """
 
+OF_TASKS = """On the command line some kinds of tasks have other defaults. A run prints them as it starts.
+A flag of your own goes first."""
+
 RUN = """## A run's directory
 
 | | |
@@ -121,7 +124,11 @@ def page():
     lines = [HEAD]
     for title, flags in tables.items():
         lines += [f"## {title[0].upper()}{title[1:]}", "", *table(flags), ""]
-    lines += [RUN.rstrip()]
+    lines += ["## What `--env-id` chooses", "", OF_TASKS, "", "| CRL's tasks | flags |", "| --- | --- |"]
+    for task, chosen in crl_jax.OF_TASKS.items():
+        words = (f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+        lines.append(f"| `{task}…` | `{' '.join(words)}` |")
+    lines += ["", RUN.rstrip()]
     lines += [
         f"| `{tag}` | {scripts.replace(' ', ', ') or 'all'} | {meaning} |"
         for tag, (scripts, meaning) in METRICS.items()

@@ -135,16 +135,20 @@ class BatchedEnv(Wrapper):
         return state.replace(pipeline_state=physics, obs=obs, info=info | new | {"ended": ended})
 
 
-def train_metrics(state: State) -> tuple[dict[str, jax.Array], State]:
+def train_metrics(state: State, axes: tuple[str, ...] = ()) -> tuple[dict[str, jax.Array], State]:
     """Means over the episodes of a batch that have ended since the last call, and the batch with its counts at zero.
+
+    Args:
+      axes: names of mapped axes, such as that of the devices over which the batch is split, to sum over as well.
 
     Returns:
       scalars: `train/episodes`, how many that are; where none has ended the means are 0: `train/success_rate`,
       `train/episode_length` in single steps, `train/episode_return`. And `train/unstable_resets` of the whole training.
     """
-    totals = jax.tree.map(jnp.sum, state.info["ended"])
-    episodes = totals.pop("episodes")
+    totals = {**state.info["ended"], "unstable_resets": state.info["unstable_resets"]}
+    totals = jax.lax.psum(jax.tree.map(jnp.sum, totals), axes)
+    unstable_resets, episodes = totals.pop("unstable_resets"), totals.pop("episodes")
     metrics = {f"train/{name}": total / jnp.maximum(episodes, 1) for name, total in totals.items()}
-    metrics |= {"train/episodes": episodes, "train/unstable_resets": state.info["unstable_resets"].sum()}
+    metrics |= {"train/episodes": episodes, "train/unstable_resets": unstable_resets}
     zeros = jax.tree.map(jnp.zeros_like, state.info["ended"])
     return metrics, state.replace(info=state.info | {"ended": zeros})

@@ -22,8 +22,11 @@ What `run` asks of its arguments, and nothing else:
   policy: `policy(runner, obs, noise)`, actions (batch, action_size) for observations (batch, observation_size) and
     standard normal noise like the actions.
 
-`init`, `train` and `policy` are compiled, and with `--num-seeds` vmapped. A mistake that the user can mend is an
-`envs.UsageError`; every other exception keeps its traceback.
+`init`, `train` and `policy` are compiled, and with `--num-seeds` vmapped. With `--num-devices` each device calls `init`
+and `train`, with the same key, under the mapped axis `args.axes`: a script folds the device's index into the keys of
+what differs between devices, and averages over the axis what does not.
+
+A mistake that the user can mend is an `envs.UsageError`; every other exception keeps its traceback.
 """
 
 from harness.cli import RunArgs, check, errors_in_one_line, parse_args

@@ -33,7 +33,7 @@ class Checkpoints:
         return self._folder / f"epoch_{epoch:06d}"
 
     def restore(self, shapes: Any) -> tuple[Any, dict]:
-        """The newest runner, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s, and its progress.
+        """The newest runner, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s with shardings, and its progress.
 
         Raises:
           UsageError: there is none, or its arrays have other names or shapes.
@@ -42,10 +42,8 @@ class Checkpoints:
         if epoch is None:
             raise UsageError(f"{self._folder} holds no checkpoint yet: start the run anew")
         info = self._manager.restore(epoch, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
-        if info["shapes"] != _describe(shapes):  # orbax would cut or pad them
+        if info["shapes"] != _describe(shapes):  # orbax would cast other types
             raise UsageError(f"the checkpoint in {self._folder} was written by another version of the script")
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever it was written
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
         items = ocp.args.Composite(runner=ocp.args.StandardRestore(shapes))
         return self._manager.restore(epoch, args=items)["runner"], info
 

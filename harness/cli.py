@@ -24,7 +24,8 @@ class RunArgs:
 
     # run
     seed: int = 1  # seed of all randomness
-    num_seeds: int = 1  # trainings at once, with the seeds from `seed` on
+    num_seeds: int = 1  # trainings at once, with the seeds from `seed` on; over all devices if these divide them
+    num_devices: int = 1  # devices that share one training: each has its part of the environments and of each batch
     exp_name: str | None = None  # name of the experiment, part of the run directory's name; None: the script's
     runs_dir: str = "runs"  # folder in which the run's own directory is made
     run_dir: str | None = None  # the run's own directory; if it holds a run with these flags, that goes on
@@ -32,24 +33,41 @@ class RunArgs:
     keep_checkpoints: int = 1  # newest checkpoints that stay on disk
     capture_video: bool = False  # film the learned policy at the end, as film.gif
     track: bool = False  # mirror the log to Weights & Biases
+    distributed: bool = False  # one of several processes, on one or several hosts, whose devices share the training
+    coordinator: str | None = None  # address:port of process 0; None, as the next two: SLURM or Kubernetes knows
+    num_processes: int | None = None  # how many processes there are
+    process_id: int | None = None  # which of them this is
     compilation_cache: str = "~/.cache/jax"  # folder of JAX's compiled programs, for quick starts; "" keeps none
 
-    # earlier
+    # earlier runs
     resume: str | None = None  # directory of a run: go on with it, with its flags; --total-timesteps can be more
     evaluate: str | None = None  # directory of a run or a checkpoint: evaluate its policy, with --capture-video film it
 
     def __post_init__(self):
-        """Raises UsageError for a count below 1 and another number below 0, unless its default is that low."""
+        """Raises UsageError for a count below 1 and another number below 0, unless its default is that low, and for a
+        size that the devices do not divide."""
         for field in dataclasses.fields(self):
             value, default = getattr(self, field.name), field.default
             if type(value) in (int, float):  # neither a bool, nor one of JAX's tracers
-                counts = "int" in str(field.type) and default != 0 and field.name not in ("seed", "checkpoint_every")
+                from_zero = default == 0 or field.name in ("seed", "checkpoint_every", "process_id")
+                counts = "int" in str(field.type) and not from_zero
                 lowest = -math.inf if default is not None and default < 0 else 1 if counts else 0
                 flag = field.name.replace("_", "-")
                 check(math.isfinite(value) and value >= lowest, f"--{flag} {value}: must be at least {lowest}")
+        for name in ("num_envs", "batch_size", "num_eval_envs"):
+            size, whole = getattr(self, name, 0), f"--num-devices {self.num_devices} must divide it"
+            check(size % self.num_devices == 0, f"--{name.replace('_', '-')} {size}: {whole}")
+        check(self.num_seeds == 1 or self.num_devices == 1, "--num-seeds or --num-devices: choose one of them")
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mapped axis of the devices that share a training, for JAX's collectives, to which () means no axis."""
+        return ("devices",) if self.num_devices > 1 else ()
 
 
-_OF_PROCESS = {"resume", "evaluate", "run_dir", "compilation_cache"}  # flags that are no part of a run
+_OF_PROCESSES = ("coordinator", "num_processes", "process_id")
+# Flags that are no part of a run.
+_OF_PROCESS = {"resume", "evaluate", "run_dir", "compilation_cache", "distributed", *_OF_PROCESSES}
 # What may be given anew when a run goes on, and when it is evaluated.
 _OF_RESUME = {"capture_video", "track", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
 _OF_EVALUATION = {"seed", "num_eval_envs", "capture_video", "eval_env_id", "eval_noise", "episode_length", "backend"}
@@ -84,7 +102,7 @@ def flags_of(args: RunArgs) -> dict:
 def directory_of(path: str) -> Path:
     """The directory of the run to which this directory, of the run itself or one of its checkpoints, belongs."""
     for folder in (Path(path), *Path(path).absolute().parents[:3]):
-        if (folder / "args.json").is_file():
+        if Path(path).is_dir() and (folder / "args.json").is_file():
             return folder
     raise UsageError(f"{path} is not the directory of a run: there is no args.json in it")
 
@@ -112,28 +130,41 @@ def _parse(flags_class: type[T], default: T | None = None) -> T:
     return tyro.cli(flags_class, args=words, default=default, description=description)
 
 
-def parse_args(flags_class: type[T]) -> T:
+def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) -> T:
     """Reads the command line.
 
+    `of_tasks` has the defaults of kinds of tasks, which `--env-id` chooses: of the first key that its id begins with.
     With `--resume RUN_DIR` the flags are those of that run, and so they are if `--run-dir` holds a checkpoint; with
     `--evaluate RUN_DIR` too, as far as the script still has them. Other values are refused, but for what
     `_OF_RESUME` and `_OF_EVALUATION` list.
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
     default, given = flags_class(), _parse(flags_class)
+    kind = next((name for name in of_tasks or () if given.env_id.startswith(name)), None)
+    if kind:
+        default = dataclasses.replace(default, **of_tasks[kind])
+        given = _parse(flags_class, default)
     if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
+    connection = [getattr(given, name) for name in _OF_PROCESSES]
+    if given.distributed:
+        jax.distributed.initialize(*connection)  # before any device is touched
+    else:
+        check(connection == [None] * 3, "--coordinator, --num-processes and --process-id want --distributed")
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:
+        if kind:
+            taken = {name: value for name, value in of_tasks[kind].items() if getattr(given, name) == value}
+            print(f"for {kind}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
     if given.evaluate:
         stored = {name: value for name, value in stored.items() if name in names}
-        stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video")}
+        stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video", "num_devices")}
     else:
         other = ", ".join(sorted(stored.keys() ^ names))
         check(not other, f"{earlier} is a run of another version of the script, which differs in the flags {other}")
@@ -142,6 +173,7 @@ def parse_args(flags_class: type[T]) -> T:
     for name in names - (_OF_EVALUATION if given.evaluate else _OF_RESUME):
         flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
         check(now == before, f"--{flag} {now}: the run in {earlier} has {before}, and that stays")
-    longer = given.total_timesteps != run.total_timesteps and getattr(run, "anneal_lr", False)
-    check(not longer, "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end")
+    longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
+    annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
+    check(not (longer and getattr(run, "anneal_lr", False)), annealed)
     return given if given.evaluate else dataclasses.replace(given, resume=earlier, run_dir=None)

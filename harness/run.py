@@ -1,5 +1,6 @@
 """A run from its start to its end: training, log, checkpoints, film; and the evaluation of one."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from scipy.stats import binomtest
 
 import envs
 from envs import GoalEnv, UsageError, render
 from harness.checkpoint import Checkpoints, export_policy, load_policy
 from harness.cli import RunArgs, check, directory_of, flags_of, script_of
+from harness.devices import runner_of, spread
 from harness.film import film_policy
 from harness.log import Log
 
@@ -43,16 +45,22 @@ def run(
     """
     if args.evaluate:
         return evaluate(args, eval_env)
+    # Of several processes the first alone prints, logs and films; a checkpoint they write together.
+    with contextlib.redirect_stdout(None) if jax.process_index() else contextlib.nullcontext():
+        _train(args, env, eval_env, schedule, init, train, policy)
+
+
+def _train(args, env, eval_env, schedule, init, train, policy):
+    """The training of `run`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if args.capture_video:
         render.check_opengl()
-    key = jax.random.key(args.seed)
-    if args.num_seeds > 1:
-        key = jax.vmap(jax.random.key)(args.seed + jnp.arange(args.num_seeds))
-        init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, None))
-    shapes = jax.eval_shape(init, key)
+    key, init, train = spread(args, init, train)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=key.sharding), jax.eval_shape(init, key)
+    )
     _check_memory(shapes)
     directory = directory_of(args.resume) if args.resume else _make_directory(args)
     checkpoints = Checkpoints(directory / "checkpoints", args.keep_checkpoints)
@@ -67,7 +75,7 @@ def run(
     last = first + max(math.ceil((iterations * schedule.steps_per_iteration - steps) / steps_per_epoch), 0)
     epochs = range(first + 1, last + 1)
     _announce(args, env, schedule, shapes, directory, steps + len(epochs) * steps_per_epoch, epochs)
-    logs = _open_logs(args, env, directory, first, steps)
+    logs = _open_logs(args, env, directory, first, steps) if jax.process_index() == 0 else []
 
     if runner is None:
         runner = jax.jit(init)(key)
@@ -86,9 +94,9 @@ def run(
         _check_finite(args, epoch, metrics)
         means = {name: float(np.mean(value)) for name, value in metrics.items()}
         means |= {"charts/SPS": speed, "charts/updates_per_second": updates}
-        logs[0].add(epoch, steps, now - zero, means)
-        for i, log in enumerate(logs[1:]):
-            log.add(epoch, steps, now - zero, {name: float(value[i]) for name, value in metrics.items()})
+        of_seeds = [{name: float(value[i]) for name, value in metrics.items()} for i in range(len(logs) - 1)]
+        for log, scalars in zip(logs, [means, *of_seeds], strict=False):
+            log.add(epoch, steps, now - zero, scalars)
         line = f"{epoch:>3}/{last:<3} {steps:>13,} {speed:>8,.0f}"
         line += "".join(f" {means[name]:>{width}.3f}" for name, (_, width) in _COLUMNS.items())
         print(f"{line} {_clock(now - zero):>8} {_clock((last - epoch) * (now - before)):>8}", flush=True)
@@ -103,12 +111,13 @@ def run(
         before = now
     for name, exported in _policies(args, env, policy, runner).items():
         _write(directory / name, exported)  # also where no checkpoints are wanted
-    if args.capture_video:
-        _film(args, eval_env, partial(policy, _of_seed(args, runner, 0)), directory / "film.gif")
+    if args.capture_video and logs:
+        _film(args, eval_env, partial(policy, runner_of(args, runner, 0)), directory / "film.gif")
         logs[0].add_film(directory / "film.gif", steps)
     for log in logs:
         log.close()
-    print(f"evaluate it: {_command('--evaluate', logs[-args.num_seeds].folder)}")
+    folder = directory / f"seed_{args.seed}" if args.num_seeds > 1 else directory
+    print(f"evaluate it: {_command('--evaluate', folder)}")
 
 
 def evaluate(args: RunArgs, env: GoalEnv):
@@ -148,9 +157,10 @@ def _check_finite(args: RunArgs, epoch: int, metrics: dict[str, np.ndarray]):
 
 
 def _make_directory(args: RunArgs) -> Path:
-    name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{int(_START)}"
+    started = multihost_utils.broadcast_one_to_all(int(_START))  # of the first process
+    name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{started}"
     directory = Path(args.run_dir or Path(args.runs_dir, name))
-    directory.mkdir(parents=True, exist_ok=bool(args.run_dir))
+    directory.mkdir(parents=True, exist_ok=bool(args.run_dir or args.distributed))
     return directory
 
 
@@ -187,16 +197,11 @@ def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: 
     return [Log(folder, its_flags, epoch, steps) for folder, its_flags in flags_in.items()]
 
 
-def _of_seed(args: RunArgs, runner: Any, i: int) -> Any:
-    """The i-th seed's runner."""
-    return runner if args.num_seeds == 1 else jax.tree.map(lambda x: x[i], runner)
-
-
 def _policies(args: RunArgs, env: GoalEnv, policy: Callable, runner: Any) -> dict[str, bytes]:
     """What belongs into the files `policy.jax` or, of several seeds, `seed_N/policy.jax`."""
     folders = [f"seed_{args.seed + i}/" if args.num_seeds > 1 else "" for i in range(args.num_seeds)]
     return {
-        f"{folder}policy.jax": export_policy(partial(policy, _of_seed(args, runner, i)), env)
+        f"{folder}policy.jax": export_policy(partial(policy, runner_of(args, runner, i)), env)
         for i, folder in enumerate(folders)
     }
 
@@ -209,7 +214,9 @@ def _film(args: RunArgs, env: GoalEnv, policy: Callable, path: Path):
 
 
 def _write(path: Path, content: bytes):
-    """Writes a file at once, as others see it."""
+    """Writes a file at once, as others see it; of several processes the first does."""
+    if jax.process_index():
+        return
     path.parent.mkdir(exist_ok=True)
     partial_file = path.with_suffix(".partial")
     partial_file.write_bytes(content)

@@ -17,6 +17,10 @@ SMALL = dict(
     env_steps_per_update=8, batch_size=4, buffer_size=8, learning_starts=4, width=4, depth=1, repr_dim=2,
     num_minibatches=2, update_epochs=1,
 )  # fmt: skip
+LEARNS = dict(  # to slide on the plane below, in seconds
+    num_envs=16, unroll_length=10, total_timesteps=32_000, num_eval_envs=64, episode_length=None, batch_size=64,
+    buffer_size=1000, learning_starts=60, width=64, depth=2, repr_dim=16, learning_rate=3e-3, update_epochs=4,
+)  # fmt: skip
 
 
 # ---- trainings -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Mutation test: makes one mistake at a time in the mathematics of the scripts and sees whether the tests notice it.
 
-    python benchmark/mutants.py
-    python benchmark/mutants.py --module ppo_jax envs.wrappers --every 5
-    python benchmark/mutants.py --list
+    python -m tests.mutants --list
+    python -m tests.mutants --module td3_her_jax envs.wrappers
+    python -m tests.mutants --every 15 --jobs 1
 
 A mutant is a copy of the repository, in a temporary folder, with one change; `CORE` says which tests should fail there.
-It is killed if one of them does, if they cannot even be imported, or if they take longer than `--timeout` seconds.
-Prints each mutant with what came of it, at the end those that were not killed once more, and a table of the modules.
+It is killed if one of them does, or if they cannot even be imported. Prints each mutant with what came of it, at the
+end those that were not killed once more, and a table of the modules. Some of them compute the same as the original.
+With JAX_COMPILATION_CACHE_DIR set, compiled programs are kept there for the next time.
 """
 
 import argparse
@@ -23,42 +24,57 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-# Module -> functions, classes and assignments -> the tests that should catch a mistake in them. No trainings, they take
-# minutes; nor the test that the scripts share functions word for word, which notices any change, right or wrong.
+# Module -> functions and classes -> the fastest tests that should catch a mistake in them. What scripts share word for
+# word is here once. The test that they do is not: it notices any change, right or wrong.
 CORE = {
     "crl_jax": {
-        "LOG_STD_RANGE action_distribution sample_action": "test_losses.py -k 'log_std or log_prob or density'",
-        "buffer_add sample_pairs": "test_buffer.py",
-        "ENERGIES energy_of_rows energy_of_pairs infonce CONTRASTIVE_LOSSES crl_loss": (
-            "test_losses.py -k 'energies or contrastive_losses or crl_loss or each_loss'"
+        "sample_action": "tests/crl/test_losses.py -k 'density or saturates or log_std'",
+        "correlate": "tests/crl/test_losses.py -k correlated_noise",
+        "buffer_add sample_pairs": "tests/crl/test_buffer.py",
+        "actor_goals": "tests/crl/test_losses.py -k goals_of_the_actor",
+        "energy energy_of_rows energy_of_pairs contrastive_loss": (
+            "tests/crl/test_losses.py -k 'energies or contrastive_losses'"
         ),
-        "evaluate": "test_endings.py -k evaluation",
+        "critic_loss actor_loss alpha_loss total_loss": "tests/crl/test_losses.py -k 'total_loss or each_loss'",
+        "make_schedule": "tests/crl/test_training.py -k 'accounted or rounded_up'",
     },
     "sac_her_jax": {
-        "correlate": "test_sac_her.py -k correlated_noise",
-        "sample_transitions": "test_sac_her.py -k 'share or goals or a_goal'",
-        "sac_loss": "test_sac_her.py -k test_losses",
-        "unroll iterate": "test_endings.py test_sac_her.py -k 'remembers or same_seed'",
-    },
-    "ppo_jax": {
-        "LOG_STD_RANGE action_distribution log_prob_of sample_u": "test_ppo.py -k 'log_probability or test_losses'",
-        "update_statistics normalize": "test_ppo.py -k 'statistics or normalized or contract'",
-        "advantages_of": "test_ppo.py -k advantages",
-        "ppo_loss": "test_ppo.py -k test_losses",
-        "unroll iterate": "test_endings.py test_ppo.py -k 'what_follows or contract'",
-    },
-    "envs.wrappers": {
-        "BatchedEnv": (
-            "test_envs.py test_wrappers.py"
-            " -k 'episodes_end or new_start or trajectory_ids or new_goal or its_own_episode or plain_loop'"
+        "sample_transitions": "tests/sac_her/test_sac_her.py -k 'share or goals_are or a_goal'",
+        "q_values critic_loss actor_loss alpha_loss total_loss": "tests/sac_her/test_sac_her.py -k test_losses",
+        "unroll iterate": (
+            "tests/sac_her/test_sac_her.py tests/envs/test_evaluate.py"
+            " -k 'sac_remembers or that_move or sac_her_jax and (acts_by or another_task)'"
         ),
     },
+    "td3_her_jax": {
+        "noisy_action critic_loss actor_loss act": (
+            "tests/td3_her/test_td3_her.py -k 'loss or target_actions or without_noise'"
+        ),
+        "unroll update iterate": "tests/td3_her/test_td3_her.py -k 'explores or updates[3]'",
+        "make_schedule": "tests/td3_her/test_td3_her.py -k 'accounted or whole_actor_updates'",
+    },
+    "ppo_jax": {
+        "action_distribution log_prob_of sample_u": "tests/ppo/test_ppo.py -k 'log_probability or test_losses'",
+        "update_statistics normalize": "tests/ppo/test_ppo.py -k 'statistics or normalized_observations'",
+        "advantages_of": "tests/ppo/test_ppo.py -k advantages",
+        "actor_loss critic_loss total_loss": "tests/ppo/test_ppo.py -k test_losses",
+        "unroll iterate": "tests/envs/test_evaluate.py -k 'what_follows or ppo_jax and another_task'",
+        "make_schedule": "tests/ppo/test_ppo.py -k 'accounted or whole_minibatches'",
+    },
+    "envs.wrappers": {
+        "where_done ActionChunk BatchedEnv train_metrics": "tests/envs/test_wrappers.py",
+    },
+    "envs.evaluate": {
+        "evaluate": "tests/envs/test_evaluate.py -k test_evaluation",
+    },
 }
-OPTIONS = "-x -q -n 0 --no-header -p no:randomly --hypothesis-seed=0"
+OUTCOMES = "survived", "killed", "killed", "error", "error", "no tests"  # of pytest's exit codes, from 0
+OPTIONS = "-x -n 0 --no-header --hypothesis-seed=0 --hypothesis-profile=no_shrinking"
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.USub: ast.UAdd, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
-    ast.Mod: ast.FloorDiv, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.And: ast.Or, ast.Or: ast.And, ast.BitOr: ast.BitAnd,
+    ast.Mod: ast.FloorDiv, ast.FloorDiv: ast.Mod, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.And: ast.Or, ast.Or: ast.And, ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
 }  # fmt: skip
 CALLS = {"maximum": "minimum", "max": "min", "mean": "sum", "any": "all", "ceil": "floor", "zeros": "ones"}
 CALLS |= {new: old for old, new in CALLS.items()}
@@ -88,6 +104,10 @@ def mistakes(node):
             yield "value", value + 1
         case ast.Call(func=ast.Name("stop")):
             yield "func", ast.Name("")  # stop(x) -> (x)
+        case ast.Call(func=ast.Attribute(attr="where"), args=[condition, one, other]):
+            yield "args", [condition, other, one]
+        case ast.Call(func=ast.Name(name)) if name in CALLS:
+            yield "func", ast.Name(CALLS[name])
         case ast.Call(func=ast.Attribute(value, name)) if name in CALLS:
             yield "func", ast.Attribute(value, CALLS[name])
 
@@ -97,14 +117,13 @@ def mutants_of(module, source):
     tree = ast.parse(source)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     named = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    named |= {ast.unparse(node.targets[0]): node for node in tree.body if isinstance(node, ast.Assign)}
     tests_of, mutants = {}, []
     for names, tests in CORE[module].items():
         tests_of |= {node: tests for name in names.split() for node in ast.walk(named[name]) if hasattr(node, "lineno")}
     for node in sorted(tests_of, key=lambda node: (node.lineno, node.col_offset)):
         for field, mistake in mistakes(node):
             shown, right = node, getattr(node, field)
-            while len(ast.unparse(shown)) < 12 and isinstance(parents[shown], ast.expr | ast.keyword):
+            while len(ast.unparse(shown)) < 8 and isinstance(parents[shown], ast.expr | ast.keyword):
                 shown = parents[shown]  # `1 -> 2` alone says little
             before = ast.unparse(shown)
             setattr(node, field, mistake)
@@ -124,12 +143,10 @@ def run(mutant, root, timeout):
         cache = {"JAX_COMPILATION_CACHE_DIR": f"{root}/cache", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
         try:
-            result = subprocess.run(command, cwd=f"{folder}/tests", env=os.environ | cache, **options)
-            code, output = result.returncode, result.stdout
+            result = subprocess.run(command, cwd=folder, env=cache | os.environ, **options)
+            outcome, output = OUTCOMES[result.returncode], result.stdout
         except subprocess.TimeoutExpired:
-            code, output = 1, f"{timeout} s are over"
-    not_imported = code == 2 and "during collection" in output
-    outcome = "killed" if not_imported else {0: "survived", 1: "killed"}.get(code, f"error {code}")
+            outcome, output = "too slow", f"{timeout} s are over"
     print(f"{outcome:8} {time.time() - start:4.0f} s  {mutant.title}", flush=True)
     return outcome, output
 
@@ -149,8 +166,8 @@ def main():
 
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(args.jobs) as pool:
         copy = Path(root, "sources")  # others may edit the repository meanwhile
-        for name in ("envs", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("envs", "harness", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
             shutil.copy(path, copy)
         right = {module: ast.unparse(ast.parse(source)) for module, source in sources.items()}

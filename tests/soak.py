@@ -3,12 +3,15 @@ epochs whose memory must not grow.
 
     python -m tests.soak --kills 50
     python -m tests.soak --epochs 2000
+    python -m tests.soak --processes 2
 """
 
 import argparse
+import os
 import random
 import shlex
 import signal
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -75,6 +78,43 @@ def kills(count):
         print(f"after {done} kills, {signals}: the same parameters, buffer, keys, curves and policy")
 
 
+def processes(count):
+    """Processes of two devices each train together. Killed and started again, they end with the bits of an undisturbed
+    run; where one dies alone, the others end too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    more = f"--total-timesteps 4000 --num-evals 12 --checkpoint-every 3 --num-devices {2 * count} --distributed"
+    more += f" --coordinator 127.0.0.1:{port} --num-processes {count} --run-dir mine --process-id"
+
+    def start_all(folder):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+        return [start("crl_jax", *SIZES, *shlex.split(more), i, cwd=folder, env=environment) for i in range(count)]
+
+    def until_checkpoint(runs):
+        assert any("checkpoint;" in line for line in runs[0].stdout), runs[0].stderr.read()
+
+    with tempfile.TemporaryDirectory() as undisturbed, tempfile.TemporaryDirectory() as disturbed:
+        assert [(run.communicate(), run.returncode)[1] for run in start_all(undisturbed)] == [0] * count
+        runs = start_all(disturbed)
+        until_checkpoint(runs)
+        for run in runs:
+            run.kill()
+            run.communicate()
+        epochs = saved(Path(disturbed, "mine"))
+        assert [(run.communicate(), run.returncode)[1] for run in start_all(disturbed)] == [0] * count
+        assert_same_end("crl_jax", Path(undisturbed, "mine"), Path(disturbed, "mine"))
+        print(f"killed after epoch {epochs[-1]}: the same bits", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = start_all(folder)
+        until_checkpoint(runs)
+        began = time.time()
+        runs[-1].kill()
+        codes = [(run.communicate(timeout=120), run.returncode)[1] for run in runs[:-1]]
+        print(f"one killed: the others ended with {codes} after {time.time() - began:.0f} s")
+        assert 0 not in codes
+
+
 def epochs(count):
     """Resident memory and time per epoch, over a run of `count` epochs."""
     steps = str(count * 64 + 64 * 6)  # six iterations only fill the buffer
@@ -99,9 +139,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=0)
     args = parser.parse_args()
     if args.epochs:
         epochs(args.epochs)
+    if args.processes:
+        processes(args.processes)
     if args.kills:
         kills(args.kills)
 

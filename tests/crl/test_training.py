@@ -72,6 +72,7 @@ def test_every_step_is_accounted_for():
     schedule = make_schedule(TINY)
     assert schedule == (4, 16, 2, 2, 2, 4, 16)  # 2 iterations without updates, 4 epochs of 2: 160 environment steps
     assert total_timesteps(make_schedule(dataclasses.replace(TINY, total_timesteps=161))) >= 161
+    assert make_schedule(dataclasses.replace(TINY, total_timesteps=1)) == (4, 16, 2, 2, 1, 1, 2)  # one learns
     many = make_schedule(dataclasses.replace(TINY, total_timesteps=16 * 103, num_evals=50))
     assert (many.iterations_per_epoch, many.num_epochs, many.num_updates) == (3, 34, 101 * 2)
 

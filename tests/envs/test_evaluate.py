@@ -132,6 +132,13 @@ def test_evaluation_ends_where_physics_fails():
     np.testing.assert_allclose(metrics["eval/time_near_goal"], 0.1)  # the step that did not take place
 
 
+def test_evaluation_of_whole_chunks():
+    """An episode of 5 steps is rounded up to 3 chunks of 2 actions, each step near the goal and with a reward of 1."""
+    env = envs.chunk(Treadmill(ends=False), 2)
+    metrics = envs.evaluate(env, lambda obs, noise: noise, jax.random.key(0), 4, 5)
+    assert metrics["eval/episode_return"] == 6 and metrics["eval/time_near_goal"] == 1
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_value_of_what_follows_a_truncation_but_not_a_termination(ends):
     """A reward of 1 in each step is worth 1 + γ + γ² + … where only the length cuts episodes, and 1 where they end."""

@@ -43,7 +43,8 @@ def test_one_of_another_device_is_restored_to_this_one(tmp_path):
     written = folder / "runner" / "_sharding"
     assert "cpu:0" in written.read_text()
     written.write_text(written.read_text().replace("cpu:0", "cuda:0"))
-    restored, _ = Checkpoints(tmp_path, keep=1).restore(jax.eval_shape(lambda: state))
+    here = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored, _ = Checkpoints(tmp_path, keep=1).restore(here)
     assert restored["x"].tolist() == [0, 1, 2] and restored["count"] == 5
     assert restored["x"].devices() == {jax.devices()[0]}
     assert jax.random.uniform(restored["key"]) == jax.random.uniform(state["key"])

@@ -189,6 +189,12 @@ def test_contract_and_determinism():
     assert runner.statistics.count == schedule.num_epochs * schedule.iterations_per_epoch * 16 >= 160
 
 
+def test_every_step_is_accounted_for():
+    """The last epoch is filled up."""
+    args = dataclasses.replace(TINY, action_chunk=2, total_timesteps=16 * 101 - 1, num_evals=50)
+    assert make_schedule(args) == (2, 16, 4, 0, 3, 34, 101 * 4)
+
+
 @pytest.mark.parametrize("num_minibatches", [1, 3, 5, 16])
 def test_an_unroll_is_rounded_up_to_whole_minibatches(num_minibatches):
     schedule = make_schedule(dataclasses.replace(TINY, num_minibatches=num_minibatches, action_chunk=3))

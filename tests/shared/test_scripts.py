@@ -10,7 +10,7 @@ import jax.export
 import mujoco
 import numpy as np
 import pytest
-from helpers import SCRIPTS, Line, Plane, load, make_args
+from helpers import LEARNS, SCRIPTS, Line, Plane, load, make_args
 
 import envs
 import harness
@@ -27,11 +27,7 @@ OF_EACH_KIND = "reacher", "cheetah", "pusher_easy", "ant_u_maze", "ant_ball", "h
 def test_every_script_learns(script):
     """To slide to goals in a square, in seconds; there is no physics in it."""
     module = load(script)
-    args = make_args(
-        script, num_envs=16, unroll_length=10, total_timesteps=32_000, width=64,
-        depth=2, repr_dim=16, batch_size=64, buffer_size=1000, learning_starts=60, episode_length=None,
-        num_eval_envs=64, learning_rate=3e-3, update_epochs=4,
-    )  # fmt: skip
+    args = make_args(script, **LEARNS)
     env = Plane(dense_reward=script == "ppo_jax")
     init, train = module.make_train(args, env)
 
@@ -215,11 +211,14 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
     shared = ["Layer", "ResidualBlock", "MLP", "Schedule", "epoch", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
         shared += ["Buffer", "buffer_init", "buffer_add", "unroll", "correlate"]
+        if "crl" not in one.__name__ + other.__name__:
+            shared += ["sample_transitions", "q_values"]
         if "td3" not in one.__name__ + other.__name__:
             shared += ["sample_action", "alpha_loss", "make_schedule", "act"]
     for name in shared:
         # CRL never looks at a reward, and its transitions have other fields.
-        texts = {part(module, name).replace(", args.dense_reward", "") for module in (one, other)}
+        texts = {part(module, name) for module in (one, other)}
+        texts = {text.replace(", args.dense_reward", "").replace(", OF_TASKS", "") for text in texts}
         if name == "unroll":
             texts = {
                 text[: text.index("        def step")] + text[text.index("        key, noise_key") :] for text in texts

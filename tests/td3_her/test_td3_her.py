@@ -241,6 +241,13 @@ def test_whole_actor_updates(policy_delay, env_steps_per_update, num_envs, actio
     )
 
 
+def test_every_step_is_accounted_for():
+    """Iterations without updates come first, at least one with them follows, and the last epoch is filled up."""
+    args = dataclasses.replace(TINY, action_chunk=2, learning_starts=10, num_evals=50)
+    assert make_schedule(dataclasses.replace(args, total_timesteps=16 * 103 - 1)) == (2, 16, 2, 2, 3, 34, 101 * 2)
+    assert make_schedule(dataclasses.replace(args, total_timesteps=1)) == (2, 16, 2, 2, 1, 1, 2)
+
+
 def train(args, seed=0, optimise=0):
     init, train_ = make_train(args)
     options = {"xla_backend_optimization_level": optimise}  # little is worth it (conftest.py)

@@ -1,0 +1,70 @@
+"""Several seeds, devices and hosts, each by an axis of JAX's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from harness.cli import RunArgs, check
+
+
+def spread(args: RunArgs, init: Callable, train: Callable) -> tuple[jax.Array, Callable, Callable]:
+    """The key of the run, and `init` and `train` for all its seeds or devices.
+
+    For one seed on one device they are what they were. For several seeds the key, the runner and the metrics have a
+    leading axis of seeds, split over all devices if their number divides that of the seeds. Where devices share one
+    training, the key and the runner have an axis of devices; the metrics are the same for all, and have none.
+    """
+    devices, there = args.num_devices, jax.device_count()
+    check(devices <= there, f"--num-devices {devices}: there are {there}")
+    check(not args.distributed or devices == there, f"--distributed wants --num-devices {there}, all of them")
+    if args.num_seeds > 1:
+        devices = there if args.num_seeds % there == 0 else 1
+        seeds = args.seed + jnp.arange(args.num_seeds)
+        init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, None))
+    elif devices > 1:
+        seeds = jnp.full(devices, args.seed)
+        init, train = _of_one_device(init, train)
+    else:
+        return jax.random.key(args.seed), init, train
+    make_keys = jax.vmap(jax.random.key)
+    if devices == 1:
+        return make_keys(seeds), init, train
+    mesh, split = jax.make_mesh((devices,), ("devices",), (AxisType.Auto,)), PartitionSpec("devices")
+    of_metrics = split if args.num_seeds > 1 else PartitionSpec()
+
+    def spread_train(runner, num_epochs):
+        part = jax.shard_map(
+            lambda runner: train(runner, num_epochs),
+            mesh=mesh, in_specs=split, out_specs=(split, of_metrics), check_vma=False,
+        )  # fmt: skip
+        return part(runner)
+
+    spread_init = jax.shard_map(init, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    keys = jax.jit(make_keys, out_shardings=NamedSharding(mesh, split))(seeds)
+    return keys, spread_init, spread_train
+
+
+def _of_one_device(init: Callable, train: Callable) -> tuple[Callable, Callable]:
+    """`init` and `train` of a device whose part of the axis of devices has size 1."""
+
+    def inner(tree):
+        return jax.tree.map(lambda x: x[0], tree)
+
+    def outer(tree):
+        return jax.tree.map(lambda x: x[None], tree)
+
+    def train_part(runner, num_epochs):
+        runner, metrics = train(inner(runner), num_epochs)
+        return outer(runner), metrics
+
+    return lambda key: outer(init(inner(key))), train_part
+
+
+def runner_of(args: RunArgs, runner: Any, i: int) -> Any:
+    """The runner of the i-th seed; where devices share a training, that of a device of this process."""
+    if args.num_devices > 1:
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], runner)
+    return runner if args.num_seeds == 1 else jax.tree.map(lambda x: x[i], runner)
