@@ -149,6 +149,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
         jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
     connection = [getattr(given, name) for name in _OF_PROCESSES]
     if given.distributed:
+        jax.config.update("jax_enable_preemption_service", False)  # which would swallow SIGTERM
         jax.distributed.initialize(*connection)  # before any device is touched
     else:
         check(connection == [None] * 3, "--coordinator, --num-processes and --process-id want --distributed")
@@ -157,8 +158,8 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:
-        if kind:
-            taken = {name: value for name, value in of_tasks[kind].items() if getattr(given, name) == value}
+        taken = {name: value for name, value in of_tasks[kind].items() if getattr(given, name) == value} if kind else {}
+        if taken:
             print(f"for {kind}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()

@@ -63,6 +63,12 @@ def _of_one_device(init: Callable, train: Callable) -> tuple[Callable, Callable]
     return lambda key: outer(init(inner(key))), train_part
 
 
+def shapes_of(init: Callable, key: jax.Array) -> Any:
+    """A `jax.ShapeDtypeStruct` for each array of the runner `init(key)`; all are split over devices as the key is."""
+    shapes = jax.eval_shape(init, key)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=key.sharding), shapes)
+
+
 def runner_of(args: RunArgs, runner: Any, i: int) -> Any:
     """The runner of the i-th seed; where devices share a training, that of a device of this process."""
     if args.num_devices > 1:

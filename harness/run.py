@@ -22,7 +22,7 @@ import envs
 from envs import GoalEnv, UsageError, render
 from harness.checkpoint import Checkpoints, export_policy, load_policy
 from harness.cli import RunArgs, check, directory_of, flags_of, script_of
-from harness.devices import runner_of, spread
+from harness.devices import runner_of, shapes_of, spread
 from harness.film import film_policy
 from harness.log import Log
 
@@ -58,9 +58,7 @@ def _train(args, env, eval_env, schedule, init, train, policy):
     if args.capture_video:
         render.check_opengl()
     key, init, train = spread(args, init, train)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=key.sharding), jax.eval_shape(init, key)
-    )
+    shapes = shapes_of(init, key)
     _check_memory(shapes)
     directory = directory_of(args.resume) if args.resume else _make_directory(args)
     checkpoints = Checkpoints(directory / "checkpoints", args.keep_checkpoints)

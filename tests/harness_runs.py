@@ -17,6 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harness.checkpoint import Checkpoints
+from harness.devices import shapes_of, spread
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_jax.py"))
@@ -24,7 +25,7 @@ SIZES = (
     "--env-id simple_u_maze --num-envs 4 --unroll-length 8 --episode-length 20 --num-eval-envs 4 --width 8"
     " --num-evals 12"
 )
-OF_SCRIPT = {"crl_jax": "--repr-dim 4", "ppo_jax": "--total-timesteps 384 --num-minibatches 2"}
+OF_SCRIPT = {"crl_jax": "--repr-dim 4 --gamma 0.9", "ppo_jax": "--total-timesteps 384 --num-minibatches 2"}
 WITH_BUFFER = "--total-timesteps 416 --buffer-size 64 --learning-starts 16 --env-steps-per-update 8 --batch-size 8"
 
 
@@ -97,9 +98,9 @@ def args_of(script, directory):
 
 def final_state(script, directory):
     """The runner of the last checkpoint, and its progress."""
-    init, _ = importlib.import_module(script).make_train(args_of(script, directory))
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    return Checkpoints(directory / "checkpoints", 1).restore(shapes)
+    args = args_of(script, directory)
+    key, init, _ = spread(args, *importlib.import_module(script).make_train(args))
+    return Checkpoints(directory / "checkpoints", 1).restore(shapes_of(init, key))
 
 
 def actions(file):

@@ -43,14 +43,17 @@ CORE = {
         "q_values critic_loss actor_loss alpha_loss total_loss": "tests/sac_her/test_sac_her.py -k test_losses",
         "unroll iterate": (
             "tests/sac_her/test_sac_her.py tests/envs/test_evaluate.py"
-            " -k 'sac_remembers or that_move or sac_her_jax and (acts_by or another_task)'"
+            " -k 'that_move or sac_her_jax and (remembers or acts_by or another_task)'"
         ),
     },
     "td3_her_jax": {
         "noisy_action critic_loss actor_loss act": (
             "tests/td3_her/test_td3_her.py -k 'loss or target_actions or without_noise'"
         ),
-        "unroll update iterate": "tests/td3_her/test_td3_her.py -k 'explores or updates[3]'",
+        "unroll update iterate": (
+            "tests/td3_her/test_td3_her.py tests/envs/test_evaluate.py"
+            " -k 'explores or updates[3] or td3_her_jax and remembers'"
+        ),
         "make_schedule": "tests/td3_her/test_td3_her.py -k 'accounted or whole_actor_updates'",
     },
     "ppo_jax": {

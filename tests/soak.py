@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+
 from tests.harness_runs import assert_same_end, saved, start
 
 SIZES = shlex.split(
@@ -103,6 +105,7 @@ def processes(count):
             run.communicate()
         epochs = saved(Path(disturbed, "mine"))
         assert [(run.communicate(), run.returncode)[1] for run in start_all(disturbed)] == [0] * count
+        jax.config.update("jax_num_cpu_devices", 2 * count)
         assert_same_end("crl_jax", Path(undisturbed, "mine"), Path(disturbed, "mine"))
         print(f"killed after epoch {epochs[-1]}: the same bits", flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,7 @@
 """What the end of an episode means to evaluation and to learning, on tasks without a model."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def test_evaluation_ends_with_the_episode():
 def test_evaluation_with_noise():
     """Fresh standard normal noise, times `eval_noise`, for each episode and step: a random walk of that variance."""
     env, key, episodes, length = Line(), jax.random.key(0), 4000, 3
-    run = jax.jit(lambda scale: envs.evaluate(env, lambda obs, noise: noise, key, episodes, length, scale))
+    run = jax.jit(lambda *scale: envs.evaluate(env, lambda obs, noise: noise, key, episodes, length, *scale))
     for eval_noise in (0.0, 0.1, 0.2):
         metrics = run(eval_noise)
         starts = jax.vmap(env.reset)(jax.random.split(jax.random.split(key)[0], episodes)).obs[:, 0]
@@ -53,6 +55,7 @@ def test_evaluation_with_noise():
         near = np.abs(walk) < 1
         np.testing.assert_allclose(metrics["eval/success_rate"], near.any(1).mean(), atol=0.02 if eval_noise else 1e-6)
         np.testing.assert_allclose(metrics["eval/time_near_goal"], near.mean(), atol=0.02 if eval_noise else 1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), run(), run(1.0))
 
 
 class Treadmill(Line):
@@ -139,21 +142,25 @@ def test_evaluation_of_whole_chunks():
     assert metrics["eval/episode_return"] == 6 and metrics["eval/time_near_goal"] == 1
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_value_of_what_follows_a_truncation_but_not_a_termination(ends):
-    """A reward of 1 in each step is worth 1 + γ + γ² + … where only the length cuts episodes, and 1 where they end."""
+@pytest.mark.parametrize(("ends", "action_chunk", "value"), [(True, 1, 1), (False, 1, 2), (False, 2, 2 / (1 - 0.5**2))])
+def test_value_of_what_follows_a_truncation_but_not_a_termination(ends, action_chunk, value):
+    """A reward of 1 in each step is worth 1 + γ + γ² + … where only the length cuts episodes, and 1 where they end.
+
+    From one chunk to the next γ is as much as over all its steps.
+    """
     args = ppo_jax.Args(
         num_envs=4, unroll_length=8, num_minibatches=2, total_timesteps=32 * 200, num_evals=2, num_eval_envs=1,
-        gamma=0.5, learning_rate=1e-2, width=8, depth=1,
+        gamma=0.5, learning_rate=1e-2, width=8, depth=1, action_chunk=action_chunk,
     )  # fmt: skip
     init, train = ppo_jax.make_train(args, Treadmill(ends))
     _, metrics = jax.jit(lambda key: train(init(key), 2))(jax.random.key(0))
-    np.testing.assert_allclose(metrics["losses/value"][-1], 1 if ends else 2, rtol=0.05)
+    np.testing.assert_allclose(metrics["losses/value"][-1], value, rtol=0.05)
 
 
+@pytest.mark.parametrize("module", [sac_her_jax, td3_her_jax])
 @pytest.mark.parametrize("ends", [True, False])
-def test_sac_remembers_which_steps_terminated(ends):
-    args = sac_her_jax.Args(unroll_length=4, total_timesteps=64, learning_starts=8, buffer_size=8, **SMALL)
-    init, _ = sac_her_jax.make_train(args, Treadmill(ends))
+def test_the_buffer_remembers_which_steps_terminated(module, ends):
+    args = module.Args(unroll_length=4, total_timesteps=64, learning_starts=16, buffer_size=8, **SMALL)
+    init, _ = module.make_train(args, Treadmill(ends))
     data = jax.jit(init)(jax.random.key(0)).buffer.data
     np.testing.assert_array_equal(data.terminated[:4], ends)

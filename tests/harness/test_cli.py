@@ -13,6 +13,7 @@ import jax
 import pytest
 from harness_runs import ROOT, SCRIPTS, refused
 
+import crl_jax
 import envs
 import harness
 from harness.cli import directory_of, flags_of
@@ -157,6 +158,23 @@ class Args(harness.RunArgs):
   fast: bool = False  # or slow
   total_timesteps: int = 10  # how long
 '''
+
+
+def test_a_kind_of_task_has_defaults(monkeypatch, capsys):
+    """They are printed, and a flag of the user's goes first."""
+
+    def parse(line):
+        monkeypatch.setattr(sys, "argv", ["crl_jax.py", *shlex.split(line)])
+        args = harness.parse_args(crl_jax.Args, {"ant": dict(action_chunk=3, anneal_lr=True)})
+        return (args.action_chunk, args.anneal_lr), capsys.readouterr().out
+
+    assert parse("--env-id ant_ball") == ((3, True), "for ant: --action-chunk 3 --anneal-lr True\n")
+    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant: --anneal-lr True\n")
+    assert parse("--action-chunk 1 --no-anneal-lr --env-id ant") == ((1, False), "")
+    assert parse("--env-id reacher") == ((1, False), "")
+    for task, flags in crl_jax.OF_TASKS.items():
+        assert any(env_id.startswith(task) for env_id in envs.ENV_IDS)
+        dataclasses.replace(crl_jax.Args(), **flags)
 
 
 def test_a_fork_may_look_as_it_likes(parse, monkeypatch, tmp_path, capsys):

@@ -128,7 +128,7 @@ def mlp(args, out_dim):
 
 
 def test_losses():
-    args = dataclasses.replace(TINY, gamma=0.9, target_entropy=-0.7)
+    args = dataclasses.replace(TINY, gamma=0.9, action_chunk=3, target_entropy=-0.7)
     networks = Networks(mlp(args, 4), mlp(args, 1))
     rng = np.random.default_rng(0)
     state, next_state = rng.standard_normal((2, 5, 3)).astype(np.float32)
@@ -151,7 +151,7 @@ def test_losses():
 
     next_action, next_log_prob = act(next_state, noise[0])
     lowest = np.minimum(*(numpy_mlp(critic, next_state, next_action, goal)[:, 0] for critic in targets))
-    y = reward + 0.9 * (1 - terminated) * (lowest - 0.3 * next_log_prob)
+    y = reward + 0.9**3 * (1 - terminated) * (lowest - 0.3 * next_log_prob)
     q = [numpy_mlp(critic, state, action, goal)[:, 0] for critic in critics]
     critic_loss = np.mean((q[0] - y) ** 2 + (q[1] - y) ** 2)
     policy_action, log_prob = act(state, noise[1])
