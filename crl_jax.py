@@ -87,7 +87,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     def __post_init__(self):
         super().__post_init__()
         harness.check(self.batch_size > 1, "--batch-size must be at least 2, or there are no negatives")
-        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
         harness.check(self.random_goals + self.commanded_goals <= 1, "--random-goals and --commanded-goals exceed 1")
         harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
@@ -161,7 +161,7 @@ def correlate(noise, correlation):
     """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
 
     def step(before, fresh):
-        now = correlation * before + math.sqrt(1 - correlation**2) * fresh
+        now = correlation * before + jnp.sqrt(1 - correlation**2) * fresh
         return now, now
 
     return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])
@@ -226,7 +226,7 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
-    u, log_gamma = jax.random.uniform(k_key, batch_shape), math.log(gamma)
+    u, log_gamma = jax.random.uniform(k_key, batch_shape), jnp.log1p(gamma - 1)
     mass = -jnp.expm1(n * log_gamma)  # 1 - γ^n
     exact_k = jnp.log1p(-u * mass) / log_gamma
     k = jnp.ceil(exact_k).astype(jnp.int32).clip(1, n)
@@ -443,7 +443,8 @@ def make_train(args, env=None, eval_env=None):
         shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
         shares = args.random_goals, args.commanded_goals
-        goals = actor_goals(future.next_goal, now.goal, *shares) if any(shares) else None
+        swept = any(isinstance(share, jax.Array) for share in shares)  # over several values at once
+        goals = actor_goals(future.next_goal, now.goal, *shares) if swept or any(shares) else None
         batches = now.state, now.action, future.next_goal, goals
         noise = jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))

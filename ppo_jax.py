@@ -78,9 +78,9 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
     def __post_init__(self):
         super().__post_init__()
-        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
         harness.check(self.gae_lambda <= 1, "--gae-lambda must lie between 0 and 1")
-        harness.check(self.clip_eps > 0 and self.max_grad_norm > 0, "--clip-eps and --max-grad-norm must be positive")
+        harness.check((self.clip_eps > 0) & (self.max_grad_norm > 0), "--clip-eps and --max-grad-norm must be positive")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 

@@ -84,9 +84,9 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
     def __post_init__(self):
         super().__post_init__()
-        harness.check(0 < self.gamma < 1, "--gamma must lie between 0 and 1, both excluded")
+        harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
         harness.check(self.her_ratio <= 1, "--her-ratio must lie between 0 and 1")
-        harness.check(0 < self.tau <= 1, "--tau must lie between 0, excluded, and 1")
+        harness.check((self.tau > 0) & (self.tau <= 1), "--tau must lie between 0, excluded, and 1")
         harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
@@ -145,7 +145,7 @@ def correlate(noise, correlation):
     """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
 
     def step(before, fresh):
-        now = correlation * before + math.sqrt(1 - correlation**2) * fresh
+        now = correlation * before + jnp.sqrt(1 - correlation**2) * fresh
         return now, now
 
     return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])

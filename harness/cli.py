@@ -74,8 +74,8 @@ _OF_EVALUATION = {"seed", "num_eval_envs", "capture_video", "eval_env_id", "eval
 
 
 def check(condition: bool, message: str):
-    """Raises UsageError if the condition does not hold."""
-    if not condition:
+    """Raises UsageError if the condition does not hold. That of a traced value, as in a sweep, is not known yet."""
+    if not isinstance(condition, jax.core.Tracer) and not condition:
         raise UsageError(message)
 
 

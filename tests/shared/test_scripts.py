@@ -170,6 +170,27 @@ def test_every_flag_changes_the_program(script):
             assert program(dataclasses.replace(base, **{name: changes[name]}), env) != original, name
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_sweep_over_flags_is_one_program(script):
+    """All flags that are floats can be vmapped over; CRL's trainings are then those of each setting by itself."""
+    module = load(script)
+    args = make_args(script)
+    flags = {f.name: float(getattr(args, f.name)) for f in dataclasses.fields(args) if f.type in (float, "float")}
+    assert len(flags) > 5
+
+    def final_params(flags):
+        init, train = module.make_train(dataclasses.replace(args, **flags), Line())
+        return train(init(jax.random.key(0)), 1)[0].params
+
+    settings = flags, {name: 0.8 * value + 0.1 for name, value in flags.items()}
+    sweep = jax.jit(jax.vmap(final_params)).trace(jax.tree.map(lambda *x: np.float32(x), *settings))
+    if script == "crl_jax":
+        swept = sweep.lower().compile()(jax.tree.map(lambda *x: np.float32(x), *settings))
+        for i, setting in enumerate(settings):
+            alone = jax.jit(partial(final_params, setting))()
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-5), swept, alone)
+
+
 @pytest.mark.parametrize("backend", ["generalized", "spring", "mjx"])
 def test_crl_lowers_for_accelerators(backend):
     """With each of the benchmark's own pipelines."""
