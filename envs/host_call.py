@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_VERSIONS = ((0, 3), (0, 4))  # major and minor version of that header, jaxlib 0.10 and 0.11
+_VERSIONS = ((0, 3), (0, 4), (0, 5))  # major and minor version of that header, jaxlib 0.10 to 0.12
 _EXTENSION_METADATA = 1
 _ERROR_INTERNAL = 13
 _FLOAT32 = 11

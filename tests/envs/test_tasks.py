@@ -13,7 +13,6 @@ import pytest
 import scipy.optimize
 import scipy.stats
 from brax.envs.wrappers import training
-from brax.envs.wrappers.gym import GymWrapper
 
 import envs
 import envs.maze
@@ -711,11 +710,3 @@ def test_wrappers_of_brax_take_our_envs():
     np.testing.assert_array_equal(done[:, 0], [0, 0, 0, 0, 1, 0, 0, 0])
     metrics = state.info["eval_metrics"].episode_metrics
     assert {"reward", "success", "dist"} <= metrics.keys() and np.isfinite(metrics["dist"]).all()
-
-
-def test_brax_gym_wrapper():
-    gym_env = GymWrapper(native("reacher"), seed=0)
-    obs = gym_env.reset()
-    assert obs.shape == (13,) and gym_env.action_space.shape == (2,)
-    obs, reward, done, info = gym_env.step(np.zeros(2, np.float32))
-    assert obs.shape == (13,) and reward in (0, 1) and not done and "dist" in info
