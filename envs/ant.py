@@ -5,19 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import (
-    BOX,
-    MUJOCO,
-    SPHERE,
-    SPRINGS,
-    GoalEnv,
-    add_slides,
-    add_target,
-    load_robot,
-    on_circle,
-    set_gear,
-    set_solver,
-)
+from envs.base import BOX, MUJOCO, SPHERE, GoalEnv, add_slides, add_target, load_robot, on_circle, set_pace, set_solver
 from envs.maze import Maze
 
 _NQ, _NV = 15, 14  # the ant's own coordinates and velocities
@@ -44,12 +32,7 @@ class Ant(GoalEnv):
             spec.geom(name).conaffinity = 1
         self.add_things(spec)
         set_solver(spec, backend, *self.solver_iterations)
-        if backend == "positional":
-            set_gear(spec, 200.0)
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.005
-        return spec, 10
+        return spec, set_pace(spec, backend, 5, springs=(0.005, 10), gear=200.0 if backend == "positional" else None)
 
     def add_things(self, spec: mujoco.MjSpec):
         """Adds what is not the ant; the target comes last."""

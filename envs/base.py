@@ -87,10 +87,16 @@ def limit_pairs(spec: mujoco.MjSpec, pairs: int):
         spec.add_numeric(name="init_qpos", size=len(values), data=values)
 
 
-def set_gear(spec: mujoco.MjSpec, gear: float | tuple[float, ...]):
-    """Gives each motor this gear, or its own of several."""
-    for motor, value in zip(spec.actuators, np.broadcast_to(gear, len(spec.actuators)), strict=True):
-        motor.gear[0] = value
+def set_pace(spec: mujoco.MjSpec, backend: str, n_frames: int, springs: tuple[float, int], gear=None) -> int:
+    """How many physics steps an environment step has: `n_frames` or, on springs, `springs[1]` of `springs[0]` seconds.
+    There the motors have another `gear`, one for all or one for each; None leaves it."""
+    if backend not in SPRINGS:
+        return n_frames
+    if gear is not None:
+        for motor, value in zip(spec.actuators, np.broadcast_to(gear, len(spec.actuators)), strict=True):
+            motor.gear[0] = value
+    spec.option.timestep, n_frames = springs
+    return n_frames
 
 
 def on_circle(key: jax.Array, radius) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import actuator, base
 
-from envs.base import SPRINGS, GoalEnv, add_target, load_robot, on_circle, set_gear, set_solver
+from envs.base import SPRINGS, GoalEnv, add_target, load_robot, on_circle, set_pace, set_solver
 from envs.maze import Maze
 
 _STRENGTH = 0.4  # the actuators' range
@@ -29,11 +29,7 @@ class Humanoid(GoalEnv):
                 geom.contype = 1  # the whole body can touch floor and walls, but never itself
         self.add_things(spec)
         set_solver(spec, backend, iterations=1, ls_iterations=4)
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.0015
-        set_gear(spec, (350.0,) * 11 + (100.0,) * 6)
-        return spec, 10
+        return spec, set_pace(spec, backend, 5, springs=(0.0015, 10), gear=(350.0,) * 11 + (100.0,) * 6)
 
     def add_things(self, spec: mujoco.MjSpec):
         """Adds what is not the humanoid; the target comes last."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import ORANGE, SPHERE, SPRINGS, GoalEnv, add_slides, add_target, load_robot, set_gear, set_solver
+from envs.base import ORANGE, SPHERE, GoalEnv, add_slides, add_target, load_robot, set_pace, set_solver
 from envs.maze import Maze
 
 
@@ -34,14 +34,11 @@ class PointMaze(GoalEnv):
         for joint in point.joints:
             motor = spec.add_actuator(target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
             motor.set_to_motor()
-        set_gear(spec, 200.0 if backend == "positional" else 5.0)
+            motor.gear[0] = 5.0
         self.maze.add_walls(spec)
         add_target(spec, reach=100)
         set_solver(spec, backend, iterations=1, ls_iterations=4)
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.005
-        return spec, 10
+        return spec, set_pace(spec, backend, 5, springs=(0.005, 10), gear=200.0 if backend == "positional" else None)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         start_key, target_key, qd_key = jax.random.split(key, 3)
