@@ -19,7 +19,6 @@ class UsageError(ValueError):
     """What the user of a program can mend, in a sentence that says how; shown without a traceback."""
 
 
-BACKENDS = ("generalized", "positional", "spring", "mjx", "mujoco")
 MUJOCO = ("mjx", "mujoco")  # one physics, two programs
 SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
@@ -126,7 +125,7 @@ class GoalEnv(PipelineEnv):
     episode_length: int = 1000  # recommended, in steps
     benchmark_backend: str = "mjx"  # the pipeline of the published results, for accelerators
     cpu_backend: str = "mujoco"  # the pipeline to take where there is no accelerator
-    backends: tuple[str, ...] = BACKENDS
+    backends: tuple[str, ...] = ("generalized", "positional", "spring", "mjx", "mujoco")
     action_chunk: int = 1  # single steps of an action, see `envs.chunk`
     view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
 
