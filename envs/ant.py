@@ -6,7 +6,7 @@ import mujoco
 from brax import base
 
 from envs.base import BOX, MUJOCO, SPHERE, GoalEnv, add_slides, add_target, load_robot, on_circle, set_pace, set_solver
-from envs.maze import Maze
+from envs.maze import MazeEnv
 
 _NQ, _NV = 15, 14  # the ant's own coordinates and velocities
 _FEET = ("left_foot_geom", "right_foot_geom", "third_foot_geom", "fourth_foot_geom")
@@ -72,24 +72,19 @@ class AntRandomStart(Ant):
     random_start = True
 
 
-class AntMaze(Ant):
-    """The ant in a maze; the goal is in one of its `g` cells. `layout`: see `Maze`."""
+class AntMaze(MazeEnv, Ant):
+    """The ant in a maze; the goal is in one of its `g` cells."""
 
     touching = ("torso_geom", *_FEET, *_INNER_LEGS)
-    view = (90, -75)
-
-    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u"):
-        self.maze = Maze(layout, 4.0)
-        super().__init__(backend, dense_reward)
 
     def add_things(self, spec: mujoco.MjSpec):
-        self.maze.add_walls(spec)
+        self.add_walls(spec)
         add_target(spec, reach=100)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         pose_key, start_key, target_key = jax.random.split(key, 3)
         q, qd = self.start_pose(pose_key)
-        return q.at[:2].set(self.maze.draw(start_key, "r")).at[-2:].set(self.maze.draw(target_key, "g")), qd
+        return q.at[:2].set(self.draw_cell(start_key, "r")).at[-2:].set(self.draw_cell(target_key, "g")), qd
 
 
 class AntBall(Ant):
@@ -115,23 +110,19 @@ class AntBall(Ant):
         return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV], physics.q[-4:-2]])
 
 
-class AntBallMaze(AntBall):
-    """The ant pushes a ball through a maze; the ball starts in one of its `b` cells. `layout`: see `Maze`."""
+class AntBallMaze(MazeEnv, AntBall):
+    """The ant pushes a ball through a maze; the ball starts in one of its `b` cells."""
 
-    view = (90, -75)
-
-    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "ball_u"):
-        self.maze = Maze(layout, 4.0, marks="rgb")
-        super().__init__(backend, dense_reward)
+    marks = "rgb"
 
     def add_things(self, spec: mujoco.MjSpec):
         super().add_things(spec)
-        self.maze.add_walls(spec)
+        self.add_walls(spec)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         pose_key, *keys = jax.random.split(key, 4)
         q, qd = self.start_pose(pose_key)
-        start, ball, target = (self.maze.draw(key, mark) for key, mark in zip(keys, "rbg", strict=True))
+        start, ball, target = (self.draw_cell(key, mark) for key, mark in zip(keys, "rbg", strict=True))
         return q.at[:2].set(start).at[-4:-2].set(ball).at[-2:].set(target), qd
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.base import BOX, UsageError, limit_pairs
+from envs.base import BOX, GoalEnv, UsageError, limit_pairs
 
 # One string a row: `#` a wall, `r` where the agent starts, `g` where a goal can be, `b` where a ball can be, `.` empty.
 LAYOUTS = {
@@ -24,31 +24,33 @@ LAYOUTS = {
 }
 
 
-class Maze:
-    """A maze of square cells: that of row i, column j has its centre at x = side · i, y = side · j.
+class MazeEnv(GoalEnv):
+    """A task in a maze of square cells: that of row i, column j has its centre at x = cell_side · i, y = cell_side · j.
 
     Args:
       layout: a name in `LAYOUTS`, or rows of its characters separated by white space.
-      side: of a cell, metres.
-      marks: characters that the task needs at least once.
     """
 
-    def __init__(self, layout: str, side: float, marks: str = "rg"):
+    cell_side = 4.0  # metres
+    marks = "rg"  # characters that the layout needs at least once
+    view = (90, -75)
+
+    def __init__(self, backend: str, dense_reward: bool, layout: str):
         rows = LAYOUTS.get(layout, layout).split()
         if len({len(row) for row in rows}) != 1 or not set("".join(rows)) <= set("#.rgb"):
             names = ", ".join(LAYOUTS)
             raise UsageError(f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb'")
-        self.side = side
         self._grid = np.array([list(row) for row in rows])
-        for mark in marks:
+        for mark in self.marks:
             if not len(self.cells(mark)):
                 raise UsageError(f"maze layout {layout!r}: needs at least one {mark!r}")
+        super().__init__(backend, dense_reward)
 
     def cells(self, mark: str) -> np.ndarray:
         """Centres of the cells of this kind, (number, 2), metres."""
-        return self.side * np.argwhere(self._grid == mark).astype(np.float32)
+        return self.cell_side * np.argwhere(self._grid == mark).astype(np.float32)
 
-    def draw(self, key: jax.Array, mark: str) -> jax.Array:
+    def draw_cell(self, key: jax.Array, mark: str) -> jax.Array:
         """The centre of a cell of this kind, each as likely as the others, (2,)."""
         return jax.random.choice(key, jnp.array(self.cells(mark)))
 
@@ -59,8 +61,8 @@ class Maze:
         for x, y in self.cells("#"):
             spec.worldbody.add_geom(
                 type=BOX,
-                pos=[x, y, self.side / 4],
-                size=[self.side / 2, self.side / 2, self.side / 4],
+                pos=[x, y, self.cell_side / 4],
+                size=[self.cell_side / 2, self.cell_side / 2, self.cell_side / 4],
                 contype=1,
                 conaffinity=1,
                 rgba=[0.5, 0.55, 0.6, 1],

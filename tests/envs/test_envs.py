@@ -60,7 +60,7 @@ def test_a_task_to_evaluate_on():
     maze = envs.make("simple_u_maze", backend="mujoco")
     assert envs.make_eval(maze, None) is maze
     other = envs.make_eval(envs.chunk(maze, 3), "simple_big_maze_eval")
-    assert (other.backend, other.action_chunk, other.unwrapped.maze.cells("r").tolist()) == ("mujoco", 3, [[4, 4]])
+    assert (other.backend, other.action_chunk, other.unwrapped.cells("r").tolist()) == ("mujoco", 3, [[4, 4]])
     with pytest.raises(envs.UsageError, match="choose one of simple_u_maze, simple_big_maze, simple_hardest_maze"):
         envs.make_eval(maze, "ant")
     with pytest.raises(envs.UsageError, match="did you mean simple_u_maze"):
