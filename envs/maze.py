@@ -10,17 +10,17 @@ import numpy as np
 from envs.base import BOX, GoalEnv, UsageError, limit_pairs
 
 # One string a row: `#` a wall, `r` where the agent starts, `g` where a goal can be, `b` where a ball can be, `.` empty.
-LAYOUTS = {
-    "u": "##### #rgg# ###g# #ggg# #####",
-    "u_eval": "##### #r..# ###.# #ggg# #####",
-    "big": "######## #rg##gg# #gg#ggg# ##ggg### #gg#ggg# #g#gg#g# #ggg#gg# ########",
-    "big_eval": "######## #r.##gg# #..#.gg# ##...### #..#...# #.#g.#g# #.gg#gg# ########",
-    "hardest": (
+LAYOUTS = {  # by the ends of the tasks' ids
+    "u_maze": "##### #rgg# ###g# #ggg# #####",
+    "u_maze_eval": "##### #r..# ###.# #ggg# #####",
+    "big_maze": "######## #rg##gg# #gg#ggg# ##ggg### #gg#ggg# #g#gg#g# #ggg#gg# ########",
+    "big_maze_eval": "######## #r.##gg# #..#.gg# ##...### #..#...# #.#g.#g# #.gg#gg# ########",
+    "hardest_maze": (
         "############ #rggg#ggggg# #g##g#g#g#g# #gggggg#ggg# #g####g###g# #gg#g#ggggg# ##g#g#g#g### #gg#ggg#ggg# "
         "############"
     ),
-    "ball_u": "##### #rgb# ###g# #ggg# #####",
-    "ball_big": "######## #r.##gg# #..#ggg# ##bgb### #gg#ggg# #g#gg#g# #ggg#gg# ########",
+    "ball_u_maze": "##### #rgb# ###g# #ggg# #####",
+    "ball_big_maze": "######## #r.##gg# #..#ggg# ##bgb### #gg#ggg# #g#gg#g# #ggg#gg# ########",
 }
 
 
