@@ -11,7 +11,6 @@ from brax import base, math
 
 from envs.base import BOX, CAPSULE, GREEN, MUJOCO, SLIDE, SPHERE, GoalEnv
 
-_HINGE = mujoco.mjtJoint.mjJNT_HINGE
 _TURN = (2**-0.5, 2**-0.5, 0, 0)  # a quarter turn about x, and back
 _BACK = (2**-0.5, -(2**-0.5), 0, 0)
 _LINKS = (  # each in the frame of the one before, and turning about its own z
@@ -56,7 +55,7 @@ def _add_servo(spec, joint, stiffness, damping, force, gain=None):
     servo.gainprm[0], servo.biasprm[1:3] = stiffness if gain is None else gain, [-stiffness, -damping]
     # A limit of the joint, not of the servo: while a servo is at its limit, MuJoCo leaves its damping out of the
     # implicit integration and mjx does not, and the two would part.
-    joint.actfrclimited, joint.actfrcrange = True, [-force, force]
+    joint.actfrcrange = [-force, force]
 
 
 def _add_arm(spec):
@@ -68,15 +67,7 @@ def _add_arm(spec):
             _add_shape(body, CAPSULE, _WHITE, fromto=[0, 0, 0, *pos], size=[0.05, 0, 0])
         body = body.add_body(name=f"link{i + 1}", pos=pos, quat=quat)
         body.mass, body.ipos, body.fullinertia, body.explicitinertial = mass, centre, inertia, True
-        joint = body.add_joint(
-            name=f"joint{i + 1}",
-            type=_HINGE,
-            axis=[0, 0, 1],
-            limited=True,
-            range=limits,
-            armature=0.1,
-            damping=[5, 0, 0],
-        )
+        joint = body.add_joint(name=f"joint{i + 1}", axis=[0, 0, 1], range=limits, armature=0.1, damping=[5, 0, 0])
         _add_shape(body, SPHERE, _GREY, size=[0.055, 0, 0])
         _add_servo(spec, joint, _STIFFNESS[i], _STIFFNESS[i] / 10, _FORCE_LIMITS[i])
     return body
@@ -93,7 +84,7 @@ def _add_fingers(spec, hand):
         finger.mass, finger.ipos, finger.inertia = 0.015, [0, 0, 0], [2.375e-6, 2.375e-6, 7.5e-7]
         finger.explicitinertial = True
         joint = finger.add_joint(
-            name=name, type=SLIDE, axis=[0, 1, 0], limited=True, range=[0, 0.05], armature=0.1, damping=[5, 0, 0]
+            name=name, type=SLIDE, axis=[0, 1, 0], range=[0, 0.05], armature=0.1, damping=[5, 0, 0]
         )
         _add_shape(finger, BOX, _GREY, name=name, size=[0.015, 0.005, 0.04], pos=[0, 0.0055, 0.035])
         _add_servo(spec, joint, _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_FORCE, _FINGER_GAIN)
@@ -362,7 +353,7 @@ class ArmBinpickHand(ArmBinpick):
         hand = spec.worldbody.add_body(name="hand", gravcomp=1)
         for axis, limits in zip("xyz", ((-0.4, 0.4), (0.35, 0.85), (0.0, 0.3)), strict=True):
             direction = [axis == "x", axis == "y", axis == "z"]
-            joint = hand.add_joint(name=f"hand_{axis}", type=SLIDE, axis=direction, limited=True, range=limits)
+            joint = hand.add_joint(name=f"hand_{axis}", type=SLIDE, axis=direction, range=limits)
             _add_servo(spec, joint, stiffness=1000, damping=100, force=87)
         palm = hand.add_body(name="palm", gravcomp=1, quat=[0, -(2**-0.5), 2**-0.5, 0])  # it points downwards
         shape = {"fromto": [0, -0.06, 0.035, 0, 0.06, 0.035], "size": [0.04, 0, 0], "mass": 0.871}
