@@ -1,6 +1,7 @@
 """Several seeds, devices and hosts, each by an axis of JAX's own."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,17 +35,13 @@ def spread(args: RunArgs, init: Callable, train: Callable) -> tuple[jax.Array, C
         return make_keys(seeds), init, train
     mesh, split = jax.make_mesh((devices,), ("devices",), (AxisType.Auto,)), PartitionSpec("devices")
     of_metrics = split if args.num_seeds > 1 else PartitionSpec()
+    shard_map = partial(jax.shard_map, mesh=mesh, in_specs=split, check_vma=False)
 
     def spread_train(runner, num_epochs):
-        part = jax.shard_map(
-            lambda runner: train(runner, num_epochs),
-            mesh=mesh, in_specs=split, out_specs=(split, of_metrics), check_vma=False,
-        )  # fmt: skip
-        return part(runner)
+        return shard_map(lambda runner: train(runner, num_epochs), out_specs=(split, of_metrics))(runner)
 
-    spread_init = jax.shard_map(init, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
     keys = jax.jit(make_keys, out_shardings=NamedSharding(mesh, split))(seeds)
-    return keys, spread_init, spread_train
+    return keys, shard_map(init, out_specs=split), spread_train
 
 
 def _of_one_device(init: Callable, train: Callable) -> tuple[Callable, Callable]:
