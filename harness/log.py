@@ -26,7 +26,7 @@ class Log:
                 earlier.unlink()
         # By its full name, which is where wandb replaces it.
         self._writer = event_file_writer.EventFileWriter(str(folder), flush_secs=1)
-        self.folder, self._csv = folder, folder / "metrics.csv"
+        self._csv = folder / "metrics.csv"
         if epoch:
             self._writer.add_event(Event(step=steps + 1, session_log=SessionLog(status=SessionLog.START)))
             header, *rows = self._csv.read_text().splitlines(keepends=True)
@@ -45,10 +45,9 @@ class Log:
         """An epoch's metrics, at so many environment steps and seconds since the start of the run."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Summary(value=scalars), steps)
-        new = not self._csv.exists()
         with self._csv.open("a", newline="") as file:
             writer = csv.writer(file)
-            if new:
+            if not file.tell():  # it is new
                 writer.writerow(["epoch", "steps", "seconds", *metrics])
             writer.writerow([epoch, steps, f"{seconds:.1f}", *(f"{value:.6g}" for value in metrics.values())])
 
