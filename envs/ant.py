@@ -25,6 +25,7 @@ class Ant(GoalEnv):
     solver_iterations = (1, 4)  # on mjx: of the solver, and of its line search
     touching: tuple[str, ...] = ()  # geoms that can touch more than the floor
     random_start = False
+    pose = (0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1)  # at the start, but for noise
 
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("ant")
@@ -47,10 +48,11 @@ class Ant(GoalEnv):
         return q.at[-2:].set(target), qd
 
     def start_pose(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The model's pose with noise on the ant; the rest as the model has it, at rest."""
+        """The ant's pose with noise; the rest as the model has it, at rest."""
         q_key, qd_key = jax.random.split(key)
-        q = self.sys.init_q.at[:_NQ].add(jax.random.uniform(q_key, (_NQ,), minval=-0.1, maxval=0.1))
-        return q, jnp.zeros(self.sys.qd_size()).at[:_NV].set(0.1 * jax.random.normal(qd_key, (_NV,)))
+        q = jnp.array(self.pose) + jax.random.uniform(q_key, (_NQ,), minval=-0.1, maxval=0.1)
+        qd = jnp.zeros(self.sys.qd_size()).at[:_NV].set(0.1 * jax.random.normal(qd_key, (_NV,)))
+        return self.sys.init_q.at[:_NQ].set(q), qd
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV]])
@@ -134,6 +136,7 @@ class AntPush(Ant):
     benchmark_backend = "mjx"
     cpu_backend = "mujoco"
     solver_iterations = (4, 8)
+    pose = (0, 0, 0.75, *Ant.pose[3:])
     view = (90, -75)
 
     # Where the box stands, and the blocks around it: x, y of the centre, half sides along x and y, metres.
@@ -158,7 +161,6 @@ class AntPush(Ant):
         box.add_geom(type=BOX, size=[3.6, 3.6, 1.8], mass=0.0002, contype=1, conaffinity=1, rgba=[0.9, 0.1, 0.1, 1])
         add_slides(spec, box, "xyz", reach=None)
         add_target(spec)
-        spec.numeric("init_qpos").data[2] = 0.75
         for geom in spec.geoms:
             geom.density, geom.solimp[:3] = 40, [0.995, 0.995, 0.01]
 

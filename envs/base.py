@@ -31,6 +31,9 @@ def load_robot(name: str) -> mujoco.MjSpec:
     """One of brax's installed models, ready to be edited. Bodies without joints become part of their parents."""
     spec = mujoco.MjSpec.from_file(str(Path(brax.__file__).parent / "envs" / "assets" / f"{name}.xml"))
     spec.compiler.fusestatic = True
+    pose = spec.numeric("init_qpos")
+    if pose is not None:  # brax asks for a value of each coordinate, and mjx finds no number that a vector precedes
+        spec.delete(pose)
     for geom in spec.geoms:
         if geom.rgba[0] == np.float32(0.4):  # brax's brown is hard to see against walls and shadows
             geom.rgba, geom.material = ORANGE, ""
@@ -41,7 +44,7 @@ def load_robot(name: str) -> mujoco.MjSpec:
 
 
 def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: float | None, armature: float = 0.0):
-    """Lets `body`, the model's last, slide by up to `reach` metres, or without limit, along `axes`, e.g. "xy"."""
+    """Lets `body` slide by up to `reach` metres, or without limit, along `axes`, e.g. "xy"."""
     for axis in axes:
         body.add_joint(
             name=f"{body.name}_{axis}",
@@ -53,10 +56,6 @@ def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: floa
             damping=[0, 0, 0],
             stiffness=[0, 0, 0],
         )
-    pose = spec.numeric("init_qpos")
-    if pose is not None:  # brax asks for a value of each coordinate
-        pose.size += len(axes)
-        pose.data = [*pose.data, *[0.0] * len(axes)]
 
 
 def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: float = 0.9, reach: float = 20.0):
@@ -79,11 +78,6 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
 def limit_pairs(spec: mujoco.MjSpec, pairs: int):
     """Of each two types of geoms, lets brax and mjx look for contacts between the nearest `pairs` pairs only."""
     spec.add_numeric(name="max_geom_pairs", size=1, data=[pairs])
-    pose = spec.numeric("init_qpos")
-    if pose is not None:  # mjx does not find a number that a vector precedes
-        values = list(pose.data)
-        spec.delete(pose)
-        spec.add_numeric(name="init_qpos", size=len(values), data=values)
 
 
 def set_pace(spec: mujoco.MjSpec, backend: str, n_frames: int, springs: tuple[float, int], gear=None) -> int:

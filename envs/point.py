@@ -20,7 +20,7 @@ class PointMaze(MazeEnv):
 
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("ant")  # its floor and its physics, but not its body
-        for part in (*spec.actuators, spec.body("torso"), spec.numeric("init_qpos")):
+        for part in (*spec.actuators, spec.body("torso")):
             spec.delete(part)
         point = spec.worldbody.add_body(name="point", pos=[0, 0, 0.75])
         point.add_geom(type=SPHERE, size=[0.25, 0, 0], contype=1, conaffinity=1, rgba=ORANGE)
