@@ -112,7 +112,9 @@ class _Arm(GoalEnv):
     benchmark_backend = "mjx"
     view = (-120, -35)
     marker_colour = GREEN
+    action_size = 5
     fingers = True
+    pose = (*_POSE, _FINGER_OPEN, _FINGER_OPEN)  # of the robot's joints at the start
     cube = (0.0, 0.6)  # centre of the square in which the cube starts, xy
     cube_noise = 0.1  # half side of that square
     goal = (0.0, 0.6, 0.03)
@@ -159,19 +161,11 @@ class _Arm(GoalEnv):
         _add_pairs(spec, "table", ("hand", *_FINGERS))
         _add_pairs(spec, "left_finger", ["right_finger"])
 
-    @property
-    def action_size(self) -> int:
-        return 5 if self.fingers else 4
-
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         cube_key, goal_key = jax.random.split(key)
         cube = jnp.array(self.cube) + self.cube_noise * jax.random.uniform(cube_key, (2,), minval=-1)
         q = self.sys.init_q.at[:2].set(cube).at[7:10].set(self.draw_goal(goal_key))
-        return q.at[14:].set(self.start_pose()), jnp.zeros(self.sys.qd_size())
-
-    def start_pose(self) -> jax.Array:
-        """Of the robot's joints."""
-        return jnp.array([*_POSE, _FINGER_OPEN, _FINGER_OPEN])
+        return q.at[14:].set(jnp.array(self.pose)), jnp.zeros(self.sys.qd_size())
 
     def draw_goal(self, key: jax.Array) -> jax.Array:
         return jnp.array(self.goal) + jnp.array(self.goal_noise) * jax.random.uniform(key, (3,), minval=-1)
@@ -211,7 +205,9 @@ class ArmReach(_Arm):
     state_dim = 13
     goal_indices = (7, 8, 9)
     episode_length = 100
+    action_size = 4
     fingers = False
+    pose = _POSE
     goal = (0.0, 0.5, 0.3)
     goal_noise = (0.2, 0.2, 0.2)
 
@@ -222,7 +218,7 @@ class ArmReach(_Arm):
         _add_pairs(spec, "table", ["hand"])
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        q = self.sys.init_q.at[:3].set(self.draw_goal(key)).at[7:].set(jnp.array(_POSE))
+        q = self.sys.init_q.at[:3].set(self.draw_goal(key)).at[7:].set(jnp.array(self.pose))
         return q, jnp.zeros(self.sys.qd_size())
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
@@ -347,7 +343,7 @@ class ArmBinpickHand(ArmBinpick):
 
     state_dim = 11
     action_size = 4
-    hand = (0.0, 0.6, 0.2)  # where it starts
+    pose = (0.0, 0.6, 0.2, _FINGER_OPEN, _FINGER_OPEN)
 
     def add_robot(self, spec: mujoco.MjSpec):
         hand = spec.worldbody.add_body(name="hand", gravcomp=1)
@@ -371,9 +367,6 @@ class ArmBinpickHand(ArmBinpick):
         for i, (pos, size) in enumerate(walls):  # invisible: they keep the cube where the hand can reach it
             _add_shape(spec.worldbody, BOX, (1, 1, 1, 0), name=f"fence{i}", pos=[*pos, 0.15], size=[*size, 0.15])
             _add_pairs(spec, "cube", [f"fence{i}"])
-
-    def start_pose(self) -> jax.Array:
-        return jnp.array([*self.hand, _FINGER_OPEN, _FINGER_OPEN])
 
     def get_control(self, physics: base.State, action: jax.Array) -> jax.Array:
         return jnp.concatenate([physics.x.pos[self.link("hand")] + 0.2 * action[:3], self.finger_control(action)])
