@@ -47,17 +47,14 @@ def spread(args: RunArgs, init: Callable, train: Callable) -> tuple[jax.Array, C
 def _of_one_device(init: Callable, train: Callable) -> tuple[Callable, Callable]:
     """`init` and `train` of a device whose part of the axis of devices has size 1."""
 
-    def inner(tree):
-        return jax.tree.map(lambda x: x[0], tree)
-
-    def outer(tree):
-        return jax.tree.map(lambda x: x[None], tree)
+    def init_part(key):
+        return jax.tree.map(lambda x: x[None], init(key[0]))
 
     def train_part(runner, num_epochs):
-        runner, metrics = train(inner(runner), num_epochs)
-        return outer(runner), metrics
+        runner, metrics = train(jax.tree.map(lambda x: x[0], runner), num_epochs)
+        return jax.tree.map(lambda x: x[None], runner), metrics
 
-    return lambda key: outer(init(inner(key))), train_part
+    return init_part, train_part
 
 
 def shapes_of(init: Callable, key: jax.Array) -> Any:
