@@ -75,11 +75,6 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
     spec.option.iterations, spec.option.ls_iterations = (iterations, ls_iterations) if backend == "mjx" else (100, 50)
 
 
-def limit_pairs(spec: mujoco.MjSpec, pairs: int):
-    """Of each two types of geoms, lets brax and mjx look for contacts between the nearest `pairs` pairs only."""
-    spec.add_numeric(name="max_geom_pairs", size=1, data=[pairs])
-
-
 def set_pace(spec: mujoco.MjSpec, backend: str, n_frames: int, springs: tuple[float, int], gear=None) -> int:
     """How many physics steps an environment step has: `n_frames` or, on springs, `springs[1]` of `springs[0]` seconds.
     There the motors have another `gear`, one for all or one for each; None leaves it."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.base import BOX, GoalEnv, UsageError, limit_pairs
+from envs.base import BOX, GoalEnv, UsageError
 
 # One string a row: `#` a wall, `r` where the agent starts, `g` where a goal can be, `b` where a ball can be, `.` empty.
 LAYOUTS = {  # by the ends of the tasks' ids
@@ -33,6 +33,7 @@ class MazeEnv(GoalEnv):
 
     cell_side = 4.0  # metres
     marks = "rg"  # characters that the layout needs at least once
+    near_walls = 3  # at most so many are near a place, those around a corner
     view = (90, -75)
 
     def __init__(self, backend: str, dense_reward: bool, layout: str):
@@ -57,7 +58,8 @@ class MazeEnv(GoalEnv):
     def add_walls(self, spec: mujoco.MjSpec):
         """Fills each wall's cell with a box half as high as wide; what can touch walls must be in the model already."""
         others = Counter(geom.type for geom in spec.geoms if geom.contype or geom.conaffinity)
-        limit_pairs(spec, 3 * max(others.values()))  # at most three walls are near a place, those around a corner
+        # Of each two types of geoms brax and mjx look for contacts between the nearest pairs only.
+        spec.add_numeric(name="max_geom_pairs", size=1, data=[self.near_walls * max(others.values())])
         for x, y in self.cells("#"):
             spec.worldbody.add_geom(
                 type=BOX,

@@ -499,7 +499,7 @@ def test_no_contact_is_left_out(env_id, monkeypatch):
     """Among walls only the nearest pairs of geoms are looked at; all that touch must be among them."""
     env = envs.make(env_id, backend="spring")
     with monkeypatch.context() as patch:
-        patch.setattr(envs.maze, "limit_pairs", lambda spec, pairs: None)
+        patch.setattr(envs.maze.MazeEnv, "near_walls", 10_000)
         every_pair = envs.make(env_id, backend="spring")
     rng = np.random.default_rng(0)
     number = 256
