@@ -12,22 +12,11 @@ import sys
 if sys.platform == "linux" and "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses how it draws when it is imported, and then for a display
 
-from envs.base import BACKENDS, GoalEnv, UsageError
+from envs.base import GoalEnv, UsageError
 from envs.evaluate import evaluate
 from envs.registry import TASKS, make, make_eval
 from envs.wrappers import chunk, train_metrics, wrap
 
 ENV_IDS = tuple(TASKS)
 
-__all__ = [
-    "BACKENDS",
-    "ENV_IDS",
-    "GoalEnv",
-    "UsageError",
-    "chunk",
-    "evaluate",
-    "make",
-    "make_eval",
-    "train_metrics",
-    "wrap",
-]
+__all__ = ["ENV_IDS", "GoalEnv", "UsageError", "chunk", "evaluate", "make", "make_eval", "train_metrics", "wrap"]

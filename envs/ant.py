@@ -5,20 +5,8 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import (
-    BOX,
-    MUJOCO,
-    SPHERE,
-    SPRINGS,
-    GoalEnv,
-    add_slides,
-    add_target,
-    load_robot,
-    on_circle,
-    set_gear,
-    set_solver,
-)
-from envs.maze import Maze
+from envs.base import BOX, MUJOCO, SPHERE, GoalEnv, add_slides, add_target, load_robot, on_circle, set_pace, set_solver
+from envs.maze import MazeEnv
 
 _NQ, _NV = 15, 14  # the ant's own coordinates and velocities
 _FEET = ("left_foot_geom", "right_foot_geom", "third_foot_geom", "fourth_foot_geom")
@@ -37,6 +25,7 @@ class Ant(GoalEnv):
     solver_iterations = (1, 4)  # on mjx: of the solver, and of its line search
     touching: tuple[str, ...] = ()  # geoms that can touch more than the floor
     random_start = False
+    pose = (0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1)  # at the start, but for noise
 
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("ant")
@@ -44,12 +33,7 @@ class Ant(GoalEnv):
             spec.geom(name).conaffinity = 1
         self.add_things(spec)
         set_solver(spec, backend, *self.solver_iterations)
-        if backend == "positional":
-            set_gear(spec, 200.0)
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.005
-        return spec, 10
+        return spec, set_pace(spec, backend, 5, springs=(0.005, 10), gear=200.0 if backend == "positional" else None)
 
     def add_things(self, spec: mujoco.MjSpec):
         """Adds what is not the ant; the target comes last."""
@@ -64,10 +48,11 @@ class Ant(GoalEnv):
         return q.at[-2:].set(target), qd
 
     def start_pose(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The model's pose with noise on the ant; the rest as the model has it, at rest."""
+        """The ant's pose with noise; the rest as the model has it, at rest."""
         q_key, qd_key = jax.random.split(key)
-        q = self.sys.init_q.at[:_NQ].add(jax.random.uniform(q_key, (_NQ,), minval=-0.1, maxval=0.1))
-        return q, jnp.zeros(self.sys.qd_size()).at[:_NV].set(0.1 * jax.random.normal(qd_key, (_NV,)))
+        q = jnp.array(self.pose) + jax.random.uniform(q_key, (_NQ,), minval=-0.1, maxval=0.1)
+        qd = jnp.zeros(self.sys.qd_size()).at[:_NV].set(0.1 * jax.random.normal(qd_key, (_NV,)))
+        return self.sys.init_q.at[:_NQ].set(q), qd
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
         return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV]])
@@ -89,24 +74,19 @@ class AntRandomStart(Ant):
     random_start = True
 
 
-class AntMaze(Ant):
-    """The ant in a maze; the goal is in one of its `g` cells. `layout`: see `Maze`."""
+class AntMaze(MazeEnv, Ant):
+    """The ant in a maze; the goal is in one of its `g` cells."""
 
     touching = ("torso_geom", *_FEET, *_INNER_LEGS)
-    view = (90, -75)
-
-    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u"):
-        self.maze = Maze(layout, 4.0)
-        super().__init__(backend, dense_reward)
 
     def add_things(self, spec: mujoco.MjSpec):
-        self.maze.add_walls(spec)
+        self.add_walls(spec)
         add_target(spec, reach=100)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         pose_key, start_key, target_key = jax.random.split(key, 3)
         q, qd = self.start_pose(pose_key)
-        return q.at[:2].set(self.maze.draw(start_key, "r")).at[-2:].set(self.maze.draw(target_key, "g")), qd
+        return q.at[:2].set(self.draw_cell(start_key, "r")).at[-2:].set(self.draw_cell(target_key, "g")), qd
 
 
 class AntBall(Ant):
@@ -132,23 +112,19 @@ class AntBall(Ant):
         return jnp.concatenate([physics.q[:_NQ], physics.qd[:_NV], physics.q[-4:-2]])
 
 
-class AntBallMaze(AntBall):
-    """The ant pushes a ball through a maze; the ball starts in one of its `b` cells. `layout`: see `Maze`."""
+class AntBallMaze(MazeEnv, AntBall):
+    """The ant pushes a ball through a maze; the ball starts in one of its `b` cells."""
 
-    view = (90, -75)
-
-    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "ball_u"):
-        self.maze = Maze(layout, 4.0, marks="rgb")
-        super().__init__(backend, dense_reward)
+    marks = "rgb"
 
     def add_things(self, spec: mujoco.MjSpec):
         super().add_things(spec)
-        self.maze.add_walls(spec)
+        self.add_walls(spec)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         pose_key, *keys = jax.random.split(key, 4)
         q, qd = self.start_pose(pose_key)
-        start, ball, target = (self.maze.draw(key, mark) for key, mark in zip(keys, "rbg", strict=True))
+        start, ball, target = (self.draw_cell(key, mark) for key, mark in zip(keys, "rbg", strict=True))
         return q.at[:2].set(start).at[-4:-2].set(ball).at[-2:].set(target), qd
 
 
@@ -160,6 +136,7 @@ class AntPush(Ant):
     benchmark_backend = "mjx"
     cpu_backend = "mujoco"
     solver_iterations = (4, 8)
+    pose = (0, 0, 0.75, *Ant.pose[3:])
     view = (90, -75)
 
     # Where the box stands, and the blocks around it: x, y of the centre, half sides along x and y, metres.
@@ -184,7 +161,6 @@ class AntPush(Ant):
         box.add_geom(type=BOX, size=[3.6, 3.6, 1.8], mass=0.0002, contype=1, conaffinity=1, rgba=[0.9, 0.1, 0.1, 1])
         add_slides(spec, box, "xyz", reach=None)
         add_target(spec)
-        spec.numeric("init_qpos").data[2] = 0.75
         for geom in spec.geoms:
             geom.density, geom.solimp[:3] = 40, [0.995, 0.995, 0.01]
 

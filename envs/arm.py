@@ -11,7 +11,6 @@ from brax import base, math
 
 from envs.base import BOX, CAPSULE, GREEN, MUJOCO, SLIDE, SPHERE, GoalEnv
 
-_HINGE = mujoco.mjtJoint.mjJNT_HINGE
 _TURN = (2**-0.5, 2**-0.5, 0, 0)  # a quarter turn about x, and back
 _BACK = (2**-0.5, -(2**-0.5), 0, 0)
 _LINKS = (  # each in the frame of the one before, and turning about its own z
@@ -56,7 +55,7 @@ def _add_servo(spec, joint, stiffness, damping, force, gain=None):
     servo.gainprm[0], servo.biasprm[1:3] = stiffness if gain is None else gain, [-stiffness, -damping]
     # A limit of the joint, not of the servo: while a servo is at its limit, MuJoCo leaves its damping out of the
     # implicit integration and mjx does not, and the two would part.
-    joint.actfrclimited, joint.actfrcrange = True, [-force, force]
+    joint.actfrcrange = [-force, force]
 
 
 def _add_arm(spec):
@@ -68,15 +67,7 @@ def _add_arm(spec):
             _add_shape(body, CAPSULE, _WHITE, fromto=[0, 0, 0, *pos], size=[0.05, 0, 0])
         body = body.add_body(name=f"link{i + 1}", pos=pos, quat=quat)
         body.mass, body.ipos, body.fullinertia, body.explicitinertial = mass, centre, inertia, True
-        joint = body.add_joint(
-            name=f"joint{i + 1}",
-            type=_HINGE,
-            axis=[0, 0, 1],
-            limited=True,
-            range=limits,
-            armature=0.1,
-            damping=[5, 0, 0],
-        )
+        joint = body.add_joint(name=f"joint{i + 1}", axis=[0, 0, 1], range=limits, armature=0.1, damping=[5, 0, 0])
         _add_shape(body, SPHERE, _GREY, size=[0.055, 0, 0])
         _add_servo(spec, joint, _STIFFNESS[i], _STIFFNESS[i] / 10, _FORCE_LIMITS[i])
     return body
@@ -93,7 +84,7 @@ def _add_fingers(spec, hand):
         finger.mass, finger.ipos, finger.inertia = 0.015, [0, 0, 0], [2.375e-6, 2.375e-6, 7.5e-7]
         finger.explicitinertial = True
         joint = finger.add_joint(
-            name=name, type=SLIDE, axis=[0, 1, 0], limited=True, range=[0, 0.05], armature=0.1, damping=[5, 0, 0]
+            name=name, type=SLIDE, axis=[0, 1, 0], range=[0, 0.05], armature=0.1, damping=[5, 0, 0]
         )
         _add_shape(finger, BOX, _GREY, name=name, size=[0.015, 0.005, 0.04], pos=[0, 0.0055, 0.035])
         _add_servo(spec, joint, _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_FORCE, _FINGER_GAIN)
@@ -121,7 +112,9 @@ class _Arm(GoalEnv):
     benchmark_backend = "mjx"
     view = (-120, -35)
     marker_colour = GREEN
+    action_size = 5
     fingers = True
+    pose = (*_POSE, _FINGER_OPEN, _FINGER_OPEN)  # of the robot's joints at the start
     cube = (0.0, 0.6)  # centre of the square in which the cube starts, xy
     cube_noise = 0.1  # half side of that square
     goal = (0.0, 0.6, 0.03)
@@ -168,19 +161,11 @@ class _Arm(GoalEnv):
         _add_pairs(spec, "table", ("hand", *_FINGERS))
         _add_pairs(spec, "left_finger", ["right_finger"])
 
-    @property
-    def action_size(self) -> int:
-        return 5 if self.fingers else 4
-
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         cube_key, goal_key = jax.random.split(key)
         cube = jnp.array(self.cube) + self.cube_noise * jax.random.uniform(cube_key, (2,), minval=-1)
         q = self.sys.init_q.at[:2].set(cube).at[7:10].set(self.draw_goal(goal_key))
-        return q.at[14:].set(self.start_pose()), jnp.zeros(self.sys.qd_size())
-
-    def start_pose(self) -> jax.Array:
-        """Of the robot's joints."""
-        return jnp.array([*_POSE, _FINGER_OPEN, _FINGER_OPEN])
+        return q.at[14:].set(jnp.array(self.pose)), jnp.zeros(self.sys.qd_size())
 
     def draw_goal(self, key: jax.Array) -> jax.Array:
         return jnp.array(self.goal) + jnp.array(self.goal_noise) * jax.random.uniform(key, (3,), minval=-1)
@@ -220,7 +205,9 @@ class ArmReach(_Arm):
     state_dim = 13
     goal_indices = (7, 8, 9)
     episode_length = 100
+    action_size = 4
     fingers = False
+    pose = _POSE
     goal = (0.0, 0.5, 0.3)
     goal_noise = (0.2, 0.2, 0.2)
 
@@ -231,7 +218,7 @@ class ArmReach(_Arm):
         _add_pairs(spec, "table", ["hand"])
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        q = self.sys.init_q.at[:3].set(self.draw_goal(key)).at[7:].set(jnp.array(_POSE))
+        q = self.sys.init_q.at[:3].set(self.draw_goal(key)).at[7:].set(jnp.array(self.pose))
         return q, jnp.zeros(self.sys.qd_size())
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:
@@ -356,13 +343,13 @@ class ArmBinpickHand(ArmBinpick):
 
     state_dim = 11
     action_size = 4
-    hand = (0.0, 0.6, 0.2)  # where it starts
+    pose = (0.0, 0.6, 0.2, _FINGER_OPEN, _FINGER_OPEN)
 
     def add_robot(self, spec: mujoco.MjSpec):
         hand = spec.worldbody.add_body(name="hand", gravcomp=1)
         for axis, limits in zip("xyz", ((-0.4, 0.4), (0.35, 0.85), (0.0, 0.3)), strict=True):
             direction = [axis == "x", axis == "y", axis == "z"]
-            joint = hand.add_joint(name=f"hand_{axis}", type=SLIDE, axis=direction, limited=True, range=limits)
+            joint = hand.add_joint(name=f"hand_{axis}", type=SLIDE, axis=direction, range=limits)
             _add_servo(spec, joint, stiffness=1000, damping=100, force=87)
         palm = hand.add_body(name="palm", gravcomp=1, quat=[0, -(2**-0.5), 2**-0.5, 0])  # it points downwards
         shape = {"fromto": [0, -0.06, 0.035, 0, 0.06, 0.035], "size": [0.04, 0, 0], "mass": 0.871}
@@ -380,9 +367,6 @@ class ArmBinpickHand(ArmBinpick):
         for i, (pos, size) in enumerate(walls):  # invisible: they keep the cube where the hand can reach it
             _add_shape(spec.worldbody, BOX, (1, 1, 1, 0), name=f"fence{i}", pos=[*pos, 0.15], size=[*size, 0.15])
             _add_pairs(spec, "cube", [f"fence{i}"])
-
-    def start_pose(self) -> jax.Array:
-        return jnp.array([*self.hand, _FINGER_OPEN, _FINGER_OPEN])
 
     def get_control(self, physics: base.State, action: jax.Array) -> jax.Array:
         return jnp.concatenate([physics.x.pos[self.link("hand")] + 0.2 * action[:3], self.finger_control(action)])

@@ -19,7 +19,6 @@ class UsageError(ValueError):
     """What the user of a program can mend, in a sentence that says how; shown without a traceback."""
 
 
-BACKENDS = ("generalized", "positional", "spring", "mjx", "mujoco")
 MUJOCO = ("mjx", "mujoco")  # one physics, two programs
 SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
@@ -32,6 +31,9 @@ def load_robot(name: str) -> mujoco.MjSpec:
     """One of brax's installed models, ready to be edited. Bodies without joints become part of their parents."""
     spec = mujoco.MjSpec.from_file(str(Path(brax.__file__).parent / "envs" / "assets" / f"{name}.xml"))
     spec.compiler.fusestatic = True
+    pose = spec.numeric("init_qpos")
+    if pose is not None:  # brax asks for a value of each coordinate, and mjx finds no number that a vector precedes
+        spec.delete(pose)
     for geom in spec.geoms:
         if geom.rgba[0] == np.float32(0.4):  # brax's brown is hard to see against walls and shadows
             geom.rgba, geom.material = ORANGE, ""
@@ -42,7 +44,7 @@ def load_robot(name: str) -> mujoco.MjSpec:
 
 
 def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: float | None, armature: float = 0.0):
-    """Lets `body`, the model's last, slide by up to `reach` metres, or without limit, along `axes`, e.g. "xy"."""
+    """Lets `body` slide by up to `reach` metres, or without limit, along `axes`, e.g. "xy"."""
     for axis in axes:
         body.add_joint(
             name=f"{body.name}_{axis}",
@@ -54,10 +56,6 @@ def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: floa
             damping=[0, 0, 0],
             stiffness=[0, 0, 0],
         )
-    pose = spec.numeric("init_qpos")
-    if pose is not None:  # brax asks for a value of each coordinate
-        pose.size += len(axes)
-        pose.data = [*pose.data, *[0.0] * len(axes)]
 
 
 def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: float = 0.9, reach: float = 20.0):
@@ -77,20 +75,16 @@ def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations
     spec.option.iterations, spec.option.ls_iterations = (iterations, ls_iterations) if backend == "mjx" else (100, 50)
 
 
-def limit_pairs(spec: mujoco.MjSpec, pairs: int):
-    """Of each two types of geoms, lets brax and mjx look for contacts between the nearest `pairs` pairs only."""
-    spec.add_numeric(name="max_geom_pairs", size=1, data=[pairs])
-    pose = spec.numeric("init_qpos")
-    if pose is not None:  # mjx does not find a number that a vector precedes
-        values = list(pose.data)
-        spec.delete(pose)
-        spec.add_numeric(name="init_qpos", size=len(values), data=values)
-
-
-def set_gear(spec: mujoco.MjSpec, gear: float | tuple[float, ...]):
-    """Gives each motor this gear, or its own of several."""
-    for motor, value in zip(spec.actuators, np.broadcast_to(gear, len(spec.actuators)), strict=True):
-        motor.gear[0] = value
+def set_pace(spec: mujoco.MjSpec, backend: str, n_frames: int, springs: tuple[float, int], gear=None) -> int:
+    """How many physics steps an environment step has: `n_frames` or, on springs, `springs[1]` of `springs[0]` seconds.
+    There the motors have another `gear`, one for all or one for each; None leaves it."""
+    if backend not in SPRINGS:
+        return n_frames
+    if gear is not None:
+        for motor, value in zip(spec.actuators, np.broadcast_to(gear, len(spec.actuators)), strict=True):
+            motor.gear[0] = value
+    spec.option.timestep, n_frames = springs
+    return n_frames
 
 
 def on_circle(key: jax.Array, radius) -> jax.Array:
@@ -120,7 +114,7 @@ class GoalEnv(PipelineEnv):
     episode_length: int = 1000  # recommended, in steps
     benchmark_backend: str = "mjx"  # the pipeline of the published results, for accelerators
     cpu_backend: str = "mujoco"  # the pipeline to take where there is no accelerator
-    backends: tuple[str, ...] = BACKENDS
+    backends: tuple[str, ...] = ("generalized", "positional", "spring", "mjx", "mujoco")
     action_chunk: int = 1  # single steps of an action, see `envs.chunk`
     view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
 

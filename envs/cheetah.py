@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import SPRINGS, GoalEnv, add_target, load_robot, set_gear
+from envs.base import GoalEnv, add_target, load_robot, set_pace
 
 _TARGET_X = 5.0
 
@@ -29,11 +29,7 @@ class Cheetah(GoalEnv):
         for geom in spec.geoms:
             geom.density *= scale
         add_target(spec, "x")
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.003125
-        set_gear(spec, (120, 90, 60, 120, 100, 100))
-        return spec, 16
+        return spec, set_pace(spec, backend, 5, springs=(0.003125, 16), gear=(120, 90, 60, 120, 100, 100))
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_key, qd_key = jax.random.split(key)

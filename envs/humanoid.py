@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import mujoco
 from brax import actuator, base
 
-from envs.base import SPRINGS, GoalEnv, add_target, load_robot, on_circle, set_gear, set_solver
-from envs.maze import Maze
+from envs.base import SPRINGS, GoalEnv, add_target, load_robot, on_circle, set_pace, set_solver
+from envs.maze import MazeEnv
 
 _STRENGTH = 0.4  # the actuators' range
 _TARGET_Z = 1.25  # about the height of the torso of a humanoid that stands upright, metres
@@ -29,11 +29,7 @@ class Humanoid(GoalEnv):
                 geom.contype = 1  # the whole body can touch floor and walls, but never itself
         self.add_things(spec)
         set_solver(spec, backend, iterations=1, ls_iterations=4)
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.0015
-        set_gear(spec, (350.0,) * 11 + (100.0,) * 6)
-        return spec, 10
+        return spec, set_pace(spec, backend, 5, springs=(0.0015, 10), gear=(350.0,) * 11 + (100.0,) * 6)
 
     def add_things(self, spec: mujoco.MjSpec):
         """Adds what is not the humanoid; the target comes last."""
@@ -76,20 +72,16 @@ class Humanoid(GoalEnv):
         return (physics.q[2] < 1.0) | (physics.q[2] > 2.0)
 
 
-class HumanoidMaze(Humanoid):
-    """The humanoid in a maze; the goal is in one of its `g` cells. `layout`: see `Maze`."""
+class HumanoidMaze(MazeEnv, Humanoid):
+    """The humanoid in a maze; the goal is in one of its `g` cells."""
 
-    view = (90, -75)
-
-    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u"):
-        self.maze = Maze(layout, 2.0)
-        super().__init__(backend, dense_reward)
+    cell_side = 2.0
 
     def add_things(self, spec: mujoco.MjSpec):
-        self.maze.add_walls(spec)
+        self.add_walls(spec)
         add_target(spec, z=_TARGET_Z, radius=0.5, reach=100)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         start_key, target_key = jax.random.split(key)
-        q = self.sys.init_q.at[:2].set(self.maze.draw(start_key, "r")).at[-2:].set(self.maze.draw(target_key, "g"))
+        q = self.sys.init_q.at[:2].set(self.draw_cell(start_key, "r")).at[-2:].set(self.draw_cell(target_key, "g"))
         return q, jnp.zeros(self.sys.qd_size())

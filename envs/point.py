@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import ORANGE, SPHERE, SPRINGS, GoalEnv, add_slides, add_target, load_robot, set_gear, set_solver
-from envs.maze import Maze
+from envs.base import ORANGE, SPHERE, add_slides, add_target, load_robot, set_pace, set_solver
+from envs.maze import MazeEnv
 
 
-class PointMaze(GoalEnv):
-    """State (4): position and velocity, xy. Goal: a position, in one of the maze's `g` cells. `layout`: see `Maze`."""
+class PointMaze(MazeEnv):
+    """State (4): position and velocity, xy. Goal: a position, in one of the maze's `g` cells."""
 
     state_dim = 4
     goal_indices = (0, 1)
@@ -18,15 +18,9 @@ class PointMaze(GoalEnv):
     goal_reach_easy = 2.0
     benchmark_backend = "spring"
 
-    view = (90, -75)
-
-    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u"):
-        self.maze = Maze(layout, 4.0)
-        super().__init__(backend, dense_reward)
-
     def build(self, backend: str) -> tuple[mujoco.MjSpec, int]:
         spec = load_robot("ant")  # its floor and its physics, but not its body
-        for part in (*spec.actuators, spec.body("torso"), spec.numeric("init_qpos")):
+        for part in (*spec.actuators, spec.body("torso")):
             spec.delete(part)
         point = spec.worldbody.add_body(name="point", pos=[0, 0, 0.75])
         point.add_geom(type=SPHERE, size=[0.25, 0, 0], contype=1, conaffinity=1, rgba=ORANGE)
@@ -34,18 +28,15 @@ class PointMaze(GoalEnv):
         for joint in point.joints:
             motor = spec.add_actuator(target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
             motor.set_to_motor()
-        set_gear(spec, 200.0 if backend == "positional" else 5.0)
-        self.maze.add_walls(spec)
+            motor.gear[0] = 5.0
+        self.add_walls(spec)
         add_target(spec, reach=100)
         set_solver(spec, backend, iterations=1, ls_iterations=4)
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.005
-        return spec, 10
+        return spec, set_pace(spec, backend, 5, springs=(0.005, 10), gear=200.0 if backend == "positional" else None)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         start_key, target_key, qd_key = jax.random.split(key, 3)
-        q = jnp.concatenate([self.maze.draw(start_key, "r"), self.maze.draw(target_key, "g")])
+        q = jnp.concatenate([self.draw_cell(start_key, "r"), self.draw_cell(target_key, "g")])
         return q, jnp.zeros(4).at[:2].set(0.1 * jax.random.normal(qd_key, (2,)))
 
     def get_state(self, physics: base.State, control: jax.Array) -> jax.Array:

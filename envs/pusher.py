@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import GREEN, SLIDE, SPRINGS, GoalEnv, load_robot, set_gear
+from envs.base import GREEN, SLIDE, GoalEnv, load_robot, set_pace
 
 _TIP = "r_wrist_flex_link"  # the body whose origin counts as the arm's tip
 
@@ -43,11 +43,7 @@ class Pusher(GoalEnv):
         for name in self.goals:
             for geom in spec.body(name).geoms:
                 geom.rgba = GREEN
-        if backend not in SPRINGS:
-            return spec, 5
-        spec.option.timestep = 0.001
-        set_gear(spec, 20.0)
-        return spec, 50
+        return spec, set_pace(spec, backend, 5, springs=(0.001, 50), gear=20.0)
 
     def add_things(self, spec: mujoco.MjSpec):
         """Changes the scene, which has an object and a goal."""

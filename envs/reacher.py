@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 from brax import base, math
 
-from envs.base import GREEN, SPHERE, SPRINGS, GoalEnv, load_robot, on_circle, set_gear
+from envs.base import GREEN, SPHERE, GoalEnv, load_robot, on_circle, set_pace
 
 _TIP = np.array([0.11, 0.0, 0.0], np.float32)  # the finger tip in the forearm's frame, metres
 
@@ -24,11 +24,7 @@ class Reacher(GoalEnv):
         spec = load_robot("reacher")
         size = [self.goal_reach_thresh, 0, 0]  # shows what counts as near, and weighs nothing
         spec.body("target").add_geom(type=SPHERE, size=size, mass=0, contype=0, conaffinity=0, rgba=GREEN)
-        if backend not in SPRINGS:
-            return spec, 2
-        spec.option.timestep = 0.005
-        set_gear(spec, 25.0)
-        return spec, 4
+        return spec, set_pace(spec, backend, 2, springs=(0.005, 4), gear=25.0)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_key, qd_key, radius_key, target_key = jax.random.split(key, 4)

@@ -14,13 +14,7 @@ from envs.pusher import Pusher, Pusher2, PusherHard, PusherReacher
 from envs.reacher import Reacher
 from envs.wrappers import chunk
 
-_MAZES = {  # the end of an id, and the layout's name
-    "u_maze": "u",
-    "big_maze": "big",
-    "hardest_maze": "hardest",
-    "u_maze_eval": "u_eval",
-    "big_maze_eval": "big_eval",
-}
+_MAZES = ("u_maze", "big_maze", "hardest_maze", "u_maze_eval", "big_maze_eval")
 TASKS = {
     "reacher": (Reacher, {}),
     "cheetah": (Cheetah, {}),
@@ -30,14 +24,14 @@ TASKS = {
     "pusher2": (Pusher2, {}),
     "ant": (Ant, {}),
     "ant_random_start": (AntRandomStart, {}),
-    **{f"ant_{maze}": (AntMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
+    **{f"ant_{maze}": (AntMaze, {"layout": maze}) for maze in _MAZES},
     "ant_ball": (AntBall, {}),
-    "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u"}),
-    "ant_ball_big_maze": (AntBallMaze, {"layout": "ball_big"}),
+    "ant_ball_u_maze": (AntBallMaze, {"layout": "ball_u_maze"}),
+    "ant_ball_big_maze": (AntBallMaze, {"layout": "ball_big_maze"}),
     "ant_push": (AntPush, {}),
     "humanoid": (Humanoid, {}),
-    **{f"humanoid_{maze}": (HumanoidMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
-    **{f"simple_{maze}": (PointMaze, {"layout": layout}) for maze, layout in _MAZES.items()},
+    **{f"humanoid_{maze}": (HumanoidMaze, {"layout": maze}) for maze in _MAZES},
+    **{f"simple_{maze}": (PointMaze, {"layout": maze}) for maze in _MAZES},
     "arm_reach": (ArmReach, {}),
     "arm_grasp": (ArmGrasp, {}),
     "arm_push_easy": (ArmPush, {}),

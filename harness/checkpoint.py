@@ -33,11 +33,7 @@ class Checkpoints:
         return self._folder / f"epoch_{epoch:06d}"
 
     def restore(self, shapes: Any) -> tuple[Any, dict]:
-        """The newest runner, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s with shardings, and its progress.
-
-        Raises:
-          UsageError: there is none, or its arrays have other names or shapes.
-        """
+        """The newest runner, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s with shardings, and its progress."""
         epoch = self._manager.latest_step()
         if epoch is None:
             raise UsageError(f"{self._folder} holds no checkpoint yet: start the run anew")
@@ -66,11 +62,7 @@ def export_policy(policy: Callable[[jax.Array, jax.Array], jax.Array], env: Goal
 
 
 def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The function that `export_policy` made a file of.
-
-    Raises:
-      UsageError: there is no such file, or it holds no policy that this version of jax can read.
-    """
+    """The function that `export_policy` made a file of."""
     if not path.is_file():
         raise UsageError(f"{path} is not there: there is no checkpoint yet, or a folder for each seed")
     try:

@@ -1,6 +1,7 @@
 """Several seeds, devices and hosts, each by an axis of JAX's own."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,33 +35,26 @@ def spread(args: RunArgs, init: Callable, train: Callable) -> tuple[jax.Array, C
         return make_keys(seeds), init, train
     mesh, split = jax.make_mesh((devices,), ("devices",), (AxisType.Auto,)), PartitionSpec("devices")
     of_metrics = split if args.num_seeds > 1 else PartitionSpec()
+    shard_map = partial(jax.shard_map, mesh=mesh, in_specs=split, check_vma=False)
 
     def spread_train(runner, num_epochs):
-        part = jax.shard_map(
-            lambda runner: train(runner, num_epochs),
-            mesh=mesh, in_specs=split, out_specs=(split, of_metrics), check_vma=False,
-        )  # fmt: skip
-        return part(runner)
+        return shard_map(lambda runner: train(runner, num_epochs), out_specs=(split, of_metrics))(runner)
 
-    spread_init = jax.shard_map(init, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
     keys = jax.jit(make_keys, out_shardings=NamedSharding(mesh, split))(seeds)
-    return keys, spread_init, spread_train
+    return keys, shard_map(init, out_specs=split), spread_train
 
 
 def _of_one_device(init: Callable, train: Callable) -> tuple[Callable, Callable]:
     """`init` and `train` of a device whose part of the axis of devices has size 1."""
 
-    def inner(tree):
-        return jax.tree.map(lambda x: x[0], tree)
-
-    def outer(tree):
-        return jax.tree.map(lambda x: x[None], tree)
+    def init_part(key):
+        return jax.tree.map(lambda x: x[None], init(key[0]))
 
     def train_part(runner, num_epochs):
-        runner, metrics = train(inner(runner), num_epochs)
-        return outer(runner), metrics
+        runner, metrics = train(jax.tree.map(lambda x: x[0], runner), num_epochs)
+        return jax.tree.map(lambda x: x[None], runner), metrics
 
-    return lambda key: outer(init(inner(key))), train_part
+    return init_part, train_part
 
 
 def shapes_of(init: Callable, key: jax.Array) -> Any:

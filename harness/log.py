@@ -22,17 +22,15 @@ class Log:
 
     def __init__(self, folder: Path, flags: dict, epoch: int, steps: int):
         if not epoch:
-            for earlier in folder.glob("events.out.tfevents.*"):  # of a run that had not come to a checkpoint
-                earlier.unlink()
+            for earlier in (*folder.glob("events.out.tfevents.*"), *folder.glob("metrics.csv")):
+                earlier.unlink()  # of a run that had not come to a checkpoint
         # By its full name, which is where wandb replaces it.
         self._writer = event_file_writer.EventFileWriter(str(folder), flush_secs=1)
-        self.folder, self._csv = folder, folder / "metrics.csv"
+        self._csv = folder / "metrics.csv"
         if epoch:
             self._writer.add_event(Event(step=steps + 1, session_log=SessionLog(status=SessionLog.START)))
             header, *rows = self._csv.read_text().splitlines(keepends=True)
             self._csv.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epoch))
-        else:
-            self._csv.unlink(missing_ok=True)
         rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flags.items()}
         self._add(hparams_pb(values, trial_id=folder.resolve().name))
@@ -45,10 +43,9 @@ class Log:
         """An epoch's metrics, at so many environment steps and seconds since the start of the run."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Summary(value=scalars), steps)
-        new = not self._csv.exists()
         with self._csv.open("a", newline="") as file:
             writer = csv.writer(file)
-            if new:
+            if not file.tell():  # it is new
                 writer.writerow(["epoch", "steps", "seconds", *metrics])
             writer.writerow([epoch, steps, f"{seconds:.1f}", *(f"{value:.6g}" for value in metrics.values())])
 

@@ -102,13 +102,10 @@ def _train(args, env, eval_env, schedule, init, train, policy):
             for log in logs:
                 log.flush()  # curves reach as far as the checkpoint, whatever ends the process
             folder = checkpoints.save(runner, {"epoch": epoch, "steps": steps, "seconds": now - zero})
-            for name, exported in _policies(args, env, policy, runner).items():
-                _write(folder / name, exported)
-                _write(directory / name, exported)
+            _write_policies(args, env, policy, runner, folder, directory)
             print(f"{'':>7} checkpoint; to go on from it: {_command('--resume', directory)}", flush=True)
         before = now
-    for name, exported in _policies(args, env, policy, runner).items():
-        _write(directory / name, exported)  # also where no checkpoints are wanted
+    _write_policies(args, env, policy, runner, directory)  # also where no checkpoints are wanted
     if args.capture_video and logs:
         _film(args, eval_env, partial(policy, runner_of(args, runner, 0)), directory / "film.gif")
         logs[0].add_film(directory / "film.gif", steps)
@@ -195,13 +192,13 @@ def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: 
     return [Log(folder, its_flags, epoch, steps) for folder, its_flags in flags_in.items()]
 
 
-def _policies(args: RunArgs, env: GoalEnv, policy: Callable, runner: Any) -> dict[str, bytes]:
-    """What belongs into the files `policy.jax` or, of several seeds, `seed_N/policy.jax`."""
-    folders = [f"seed_{args.seed + i}/" if args.num_seeds > 1 else "" for i in range(args.num_seeds)]
-    return {
-        f"{folder}policy.jax": export_policy(partial(policy, runner_of(args, runner, i)), env)
-        for i, folder in enumerate(folders)
-    }
+def _write_policies(args: RunArgs, env: GoalEnv, policy: Callable, runner: Any, *folders: Path):
+    """Writes `policy.jax` or, of several seeds, `seed_N/policy.jax` in each of the folders."""
+    for i in range(args.num_seeds):
+        name = f"seed_{args.seed + i}/policy.jax" if args.num_seeds > 1 else "policy.jax"
+        exported = export_policy(partial(policy, runner_of(args, runner, i)), env)
+        for folder in folders:
+            _write(folder / name, exported)
 
 
 def _film(args: RunArgs, env: GoalEnv, policy: Callable, path: Path):

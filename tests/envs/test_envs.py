@@ -60,7 +60,7 @@ def test_a_task_to_evaluate_on():
     maze = envs.make("simple_u_maze", backend="mujoco")
     assert envs.make_eval(maze, None) is maze
     other = envs.make_eval(envs.chunk(maze, 3), "simple_big_maze_eval")
-    assert (other.backend, other.action_chunk, other.unwrapped.maze.cells("r").tolist()) == ("mujoco", 3, [[4, 4]])
+    assert (other.backend, other.action_chunk, other.unwrapped.cells("r").tolist()) == ("mujoco", 3, [[4, 4]])
     with pytest.raises(envs.UsageError, match="choose one of simple_u_maze, simple_big_maze, simple_hardest_maze"):
         envs.make_eval(maze, "ant")
     with pytest.raises(envs.UsageError, match="did you mean simple_u_maze"):
@@ -123,7 +123,7 @@ def trajectories():
     def seen(physics):
         return {"q": physics.q, "qd": physics.qd, "x": physics.x, "xd": physics.xd}
 
-    made = {backend: envs.make("reacher", backend=backend) for backend in envs.BACKENDS}
+    made = {backend: envs.make("reacher", backend=backend) for backend in Reacher.backends}
     assert all(env.backend == backend and float(env.dt) == pytest.approx(0.02) for backend, env in made.items())
     return {name: jax.jit(jax.vmap(partial(trajectory, env)))(keys[:2]) for name, env in made.items()}
 
