@@ -40,7 +40,8 @@ import harness
 @dataclass(frozen=True)
 class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
-    env_id: str = "reacher"  # task, one of envs.ENV_IDS
+    env_id: str = "reacher"  # task, one of envs.ENV_IDS, or a class of your own, module:Class
+    layout: str | None = None  # of a maze: rows of # walls, r starts, g goals and . empty cells; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
     action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
@@ -328,7 +329,8 @@ def make_train(args, env=None, eval_env=None):
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own, with rewards of their own, instead of those that `args` names.
     """
-    env = envs.chunk(env or envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    env = env or envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout)
+    env = envs.chunk(env, args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
     num_envs = args.num_envs // args.num_devices
     train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
@@ -426,7 +428,7 @@ def make_train(args, env=None, eval_env=None):
 @harness.errors_in_one_line()
 def main():
     args = harness.parse_args(Args)
-    env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward), args.action_chunk)
+    env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout), args.action_chunk)
     eval_env = envs.make_eval(env, args.eval_env_id)
     init, train = make_train(args, env, eval_env)
     policy = partial(act, make_networks(args, env))

@@ -5,12 +5,18 @@ lets an action be several in a row, `wrap` makes a batch that resets itself, `tr
 came to, and `evaluate` measures a policy.
 """
 
+import contextlib
 import ctypes.util
 import os
 import sys
 
 if sys.platform == "linux" and "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses how it draws when it is imported, and then for a display
+try:
+    with contextlib.redirect_stdout(None):  # where mjx says that it finds no warp, which nothing here needs
+        import mujoco.mjx  # noqa: F401
+except AttributeError as error:  # of OpenGL's bindings, without the library that they bind
+    raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: unset it") from error
 
 from envs.base import GoalEnv, UsageError
 from envs.evaluate import evaluate

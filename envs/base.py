@@ -22,6 +22,7 @@ class UsageError(ValueError):
 MUJOCO = ("mjx", "mujoco")  # one physics, two programs
 SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
+_TARGETS = {"target": 0, "marker": 0, "goal": 0, "goal2": 3}  # bodies that show a goal; where in it their place begins
 SPHERE, BOX, CAPSULE = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
 ORANGE = (0.95, 0.5, 0.1, 1.0)  # of robots
 GREEN = (0.2, 0.8, 0.3, 0.5)  # of goals
@@ -192,11 +193,17 @@ class GoalEnv(PipelineEnv):
             return self.shaped_reward(state, action, next_state, goal)
         return self.goal_metrics(self.achieved(next_state), goal)["success"]
 
-    def reset(self, rng: jax.Array) -> State:
+    def reset(self, rng: jax.Array, goal: jax.Array | None = None) -> State:
+        """The start of an episode, with this `goal`, (len(goal_indices),), or None for one drawn.
+
+        The target moves as near to `goal` as its joints let it come: `check_goal` tells whether it came there.
+        """
         q, qd = self.start(rng)
         self._check_size("the start's positions", q, self.sys.q_size())
         self._check_size("the start's velocities", qd, self.sys.qd_size())
         physics = self.pipeline_init(q, qd)
+        if goal is not None:
+            physics = self.pipeline_init(self._move_target(physics, goal), qd)
         state, goal = self.get_state(physics, jnp.zeros(self.sys.act_size())), self.get_goal(physics)
         self._check_size("the state", state, self.state_dim)
         self._check_size("the goal", goal, len(self.goal_indices))
@@ -204,6 +211,27 @@ class GoalEnv(PipelineEnv):
             raise ValueError(f"{type(self).__name__}: goal_indices {self.goal_indices} in a state of {self.state_dim}")
         metrics = self.goal_metrics(self.achieved(state), goal) | {"unstable": jnp.zeros(())}
         return State(physics, jnp.concatenate([state, goal]), jnp.zeros(()), jnp.zeros(()), metrics)
+
+    def _move_target(self, physics: base.State, goal: jax.Array) -> jax.Array:
+        """Positions like those of `physics`, with the target at `goal`."""
+        model, q = self.sys.mj_model, physics.q
+        way = jnp.pad(goal - self.get_goal(physics), (0, 3))  # a goal may have no z, or x alone
+        for joint in map(model.joint, range(model.njnt)):
+            first, address = _TARGETS.get(model.body(joint.bodyid[0]).name), joint.qposadr[0]
+            if first is None:
+                continue
+            if joint.type[0] == mujoco.mjtJoint.mjJNT_FREE:
+                q = q.at[address : address + 3].add(way[first : first + 3])
+            else:
+                limits = joint.range if joint.limited[0] else (None, None)
+                q = q.at[address].set(jnp.clip(q[address] + joint.axis @ way[first : first + 3], *limits))
+        return q
+
+    def check_goal(self, goal: np.ndarray, obs: jax.Array):
+        """Raises UsageError if the episode that starts with `obs` has another goal than `goal`."""
+        nearest = np.asarray(obs[self.state_dim :])
+        if not np.allclose(nearest, goal, atol=1e-4):
+            raise UsageError(f"no episode has the goal {goal}; the nearest is {nearest}")
 
     def _check_size(self, what: str, vector: jax.Array, size: int):
         if vector.shape != (size,):

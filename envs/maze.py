@@ -36,7 +36,7 @@ class MazeEnv(GoalEnv):
     near_walls = 3  # at most so many are near a place, those around a corner
     view = (90, -75)
 
-    def __init__(self, backend: str, dense_reward: bool, layout: str):
+    def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u_maze"):
         rows = LAYOUTS.get(layout, layout).split()
         if len({len(row) for row in rows}) != 1 or not set("".join(rows)) <= set("#.rgb"):
             names = ", ".join(LAYOUTS)

@@ -1,6 +1,7 @@
 """The benchmark's task ids, each with its class and that class's arguments."""
 
 import difflib
+import importlib
 
 import jax
 
@@ -9,6 +10,7 @@ from envs.arm import ArmBinpick, ArmBinpickHand, ArmBinpickHard, ArmGrasp, ArmPu
 from envs.base import GoalEnv, UsageError
 from envs.cheetah import Cheetah
 from envs.humanoid import Humanoid, HumanoidMaze
+from envs.maze import MazeEnv
 from envs.point import PointMaze
 from envs.pusher import Pusher, Pusher2, PusherHard, PusherReacher
 from envs.reacher import Reacher
@@ -42,29 +44,49 @@ TASKS = {
 }
 
 
-def make(env_id: str, backend: str | None = None, dense_reward: bool = False, **kwargs) -> GoalEnv:
-    """Builds one task.
-
-    Args:
-      env_id: one of `envs.ENV_IDS`.
-      backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, but springs
-        for ants where they have them, and on an accelerator the pipeline that the benchmark uses for this task, so that
-        results compare with published ones.
-      dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
-      **kwargs: the task's own arguments, such as a maze's `layout`.
-
-    Raises:
-      UsageError: unknown id, or a pipeline that the task does not run on.
-    """
+def _find(env_id: str) -> tuple[type[GoalEnv], dict]:
+    """Class and arguments of an id, or of a class of one's own, `module:Class`."""
+    module, colon, name = env_id.partition(":")
+    if colon:
+        try:
+            return getattr(importlib.import_module(module), name), {}
+        except ModuleNotFoundError as error:
+            raise UsageError(f"env id {env_id!r}: {error}") from error
+        except AttributeError as error:
+            raise UsageError(f"env id {env_id!r}: {module} has no class {name!r}") from error
     if env_id not in TASKS:
         nearest = difflib.get_close_matches(env_id, TASKS, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose one of {', '.join(TASKS)}"
         raise UsageError(f"unknown env id {env_id!r}; {advice}")
-    task, options = TASKS[env_id]
+    return TASKS[env_id]
+
+
+def make(
+    env_id: str, backend: str | None = None, dense_reward: bool = False, layout: str | None = None, **kwargs
+) -> GoalEnv:
+    """Builds one task.
+
+    Args:
+      env_id: one of `envs.ENV_IDS`, or `module:Class` for a `GoalEnv` of one's own.
+      backend: physics pipeline, one of the task's `backends`. None takes native MuJoCo (`mujoco`) on a CPU, but springs
+        for ants where they have them, and on an accelerator the pipeline that the benchmark uses for this task, so that
+        results compare with published ones.
+      dense_reward: the task's shaped reward instead of 1 within the goal's threshold and 0 elsewhere.
+      layout: of a maze, see `MazeEnv`; None is the task's own.
+      **kwargs: other arguments of the task's class.
+
+    Raises:
+      UsageError: unknown id, a pipeline that the task does not run on, or a layout for what is no maze.
+    """
+    task, options = _find(env_id)
     if backend is None:
         backend = task.cpu_backend if jax.default_backend() == "cpu" else task.benchmark_backend
     if backend not in task.backends:
         raise UsageError(f"{env_id} does not run on backend {backend!r}; choose one of {', '.join(task.backends)}")
+    if layout is not None:
+        if not issubclass(task, MazeEnv):
+            raise UsageError(f"{env_id} is no maze: it has no layout")
+        options = options | {"layout": layout}
     return task(backend, dense_reward, **options | kwargs)
 
 
@@ -76,14 +98,14 @@ def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
     """
     if env_id is None:
         return env
-    fitting = [
-        name
-        for name, (task, _) in TASKS.items()
-        if (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
-    ]
-    if env_id not in TASKS or env_id in fitting:  # `make` says what is wrong with an unknown id
+
+    def fits(task):
+        return (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
+
+    if fits(_find(env_id)[0]):
         other = chunk(make(env_id, env.backend, env.dense_reward), env.action_chunk)
         if other.action_size == env.action_size:
             return other
+    fitting = [name for name, (task, _) in TASKS.items() if fits(task)]
     advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
     raise UsageError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")

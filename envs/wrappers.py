@@ -54,6 +54,17 @@ class ActionChunk(Wrapper):
         return state.replace(reward=rewards.sum(), metrics=metrics)
 
 
+class FixedGoal(Wrapper):
+    """Every episode has the same goal, (len(goal_indices),)."""
+
+    def __init__(self, env: GoalEnv, goal: jax.Array):
+        super().__init__(env)
+        self.goal = goal
+
+    def reset(self, rng: jax.Array) -> State:
+        return self.unwrapped.reset(rng, self.goal)  # a chunk of actions adds nothing to a start
+
+
 def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> "BatchedEnv":
     """`num_envs` copies of `env` that reset themselves after `episode_length` steps or when they terminate."""
     return BatchedEnv(env, num_envs, episode_length)

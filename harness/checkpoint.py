@@ -12,9 +12,9 @@ from envs import GoalEnv, UsageError
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints in a folder, `epoch_000005` and so on, each whole or not there."""
+    """The newest `keep` checkpoints in a folder, None for all, `epoch_000005` and so on, each whole or not there."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int | None):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             step_prefix="epoch",
@@ -32,13 +32,14 @@ class Checkpoints:
         self._manager.save(epoch, args=items, force=True)
         return self._folder / f"epoch_{epoch:06d}"
 
-    def restore(self, shapes: Any) -> tuple[Any, dict]:
-        """The newest runner, a pytree like `shapes`, of `jax.ShapeDtypeStruct`s with shardings, and its progress."""
+    def restore(self, shapes: Any = None) -> tuple[Any, dict]:
+        """The newest runner and its progress. The runner is a pytree like `shapes`, of `jax.ShapeDtypeStruct`s with
+        shardings, or without them a dict of dicts by the names of its parts."""
         epoch = self._manager.latest_step()
         if epoch is None:
             raise UsageError(f"{self._folder} holds no checkpoint yet: start the run anew")
         info = self._manager.restore(epoch, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
-        if info["shapes"] != _describe(shapes):  # orbax would cast other types
+        if shapes is not None and info["shapes"] != _describe(shapes):  # orbax would cast other types
             raise UsageError(f"the checkpoint in {self._folder} was written by another version of the script")
         items = ocp.args.Composite(runner=ocp.args.StandardRestore(shapes))
         return self._manager.restore(epoch, args=items)["runner"], info

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import inspect
 import json
 import math
@@ -33,6 +34,9 @@ class RunArgs:
     keep_checkpoints: int = 1  # newest checkpoints that stay on disk
     capture_video: bool = False  # film the learned policy at the end, as film.gif
     track: bool = False  # mirror the log to Weights & Biases
+    wandb_project: str | None = None  # where it goes there; None: wandb's own default, as for the next two
+    wandb_entity: str | None = None  # whose project it is
+    wandb_group: str | None = None  # the group of runs
     distributed: bool = False  # one of several processes, on one or several hosts, whose devices share the training
     coordinator: str | None = None  # address:port of process 0; None, as the next two: SLURM or Kubernetes knows
     num_processes: int | None = None  # how many processes there are
@@ -42,6 +46,7 @@ class RunArgs:
     # earlier runs
     resume: str | None = None  # directory of a run: go on with it, with its flags; --total-timesteps can be more
     evaluate: str | None = None  # directory of a run or a checkpoint: evaluate its policy, with --capture-video film it
+    eval_goal: tuple[float, ...] | None = None  # with --evaluate: the goal of all episodes; None draws them
 
     def __post_init__(self):
         """Raises UsageError for a count below 1 and another number below 0, unless its default is that low, and for a
@@ -67,10 +72,13 @@ class RunArgs:
 
 _OF_PROCESSES = ("coordinator", "num_processes", "process_id")
 # Flags that are no part of a run.
-_OF_PROCESS = {"resume", "evaluate", "run_dir", "compilation_cache", "distributed", *_OF_PROCESSES}
+_OF_PROCESS = {"resume", "evaluate", "eval_goal", "run_dir", "compilation_cache", "distributed", *_OF_PROCESSES}
 # What may be given anew when a run goes on, and when it is evaluated.
-_OF_RESUME = {"capture_video", "track", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
-_OF_EVALUATION = {"seed", "num_eval_envs", "capture_video", "eval_env_id", "eval_noise", "episode_length", "backend"}
+_OF_WANDB = {"track", "wandb_project", "wandb_entity", "wandb_group"}
+_OF_RESUME = _OF_WANDB | {"capture_video", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
+_OF_EVALUATION = {
+    "seed", "num_eval_envs", "capture_video", "eval_env_id", "eval_noise", "episode_length", "backend", "layout",
+}  # fmt: skip
 
 
 def check(condition: bool, message: str):
@@ -81,11 +89,17 @@ def check(condition: bool, message: str):
 
 @contextlib.contextmanager
 def errors_in_one_line():
-    """A `UsageError` ends the process with one line and exit code 2. Every other exception stays what it is."""
+    """A `UsageError`, or a disk that is full or not to be written on, ends the process with one line and exit code 2.
+    Every other exception stays what it is."""
     try:
         yield
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; --runs-dir puts runs elsewhere", file=sys.stderr)
         sys.exit(2)
 
 
@@ -153,8 +167,13 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
         jax.distributed.initialize(*connection)  # before any device is touched
     else:
         check(connection == [None] * 3, "--coordinator, --num-processes and --process-id want --distributed")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX finds no such device here") from error
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
+    check(not given.eval_goal or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:

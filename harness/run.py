@@ -20,6 +20,7 @@ from scipy.stats import binomtest
 
 import envs
 from envs import GoalEnv, UsageError, render
+from envs.wrappers import FixedGoal
 from harness.checkpoint import Checkpoints, export_policy, load_policy
 from harness.cli import RunArgs, check, directory_of, flags_of, script_of
 from harness.devices import runner_of, shapes_of, spread
@@ -116,11 +117,17 @@ def _train(args, env, eval_env, schedule, init, train, policy):
 
 
 def evaluate(args: RunArgs, env: GoalEnv):
-    """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval; perhaps a film."""
+    """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, also as a JSON file;
+    perhaps a film."""
     if args.capture_video:
         render.check_opengl()
     policy = load_policy(Path(args.evaluate, "policy.jax"))
     task, episodes, length = args.eval_env_id or args.env_id, args.num_eval_envs, args.episode_length
+    if args.eval_goal:
+        goal, size = np.array(args.eval_goal, np.float32), len(env.goal_indices)
+        check(goal.size == size, f"--eval-goal has {goal.size} numbers: a goal of {task} has {size}")
+        env = FixedGoal(env, goal)
+        env.check_goal(goal, jax.jit(env.reset)(jax.random.key(args.seed)).obs)
     program = jax.jit(
         lambda key: envs.evaluate(env, policy, key, episodes, length or env.episode_length, args.eval_noise)
     )
@@ -130,8 +137,12 @@ def evaluate(args: RunArgs, env: GoalEnv):
     print(f"{task}, {episodes} episodes, seed {args.seed}")
     print(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
     print(*(f"{name} {value:.3f}" for name, value in results.items()), sep="\n", flush=True)
+    name = f"{task.replace(':', '.')}_{args.seed}_noise_{args.eval_noise:g}"
+    settings = {"task": task, "episodes": episodes, "seed": args.seed, "noise": args.eval_noise, "goal": args.eval_goal}
+    results |= {"eval/success_rate": rate, "interval": [interval.low, interval.high]} | settings
+    _write(Path(args.evaluate, f"evaluation_{name}.json"), json.dumps(results, indent=1).encode())
     if args.capture_video:
-        _film(args, env, policy, Path(args.evaluate, f"film_{task}_{args.seed}_noise_{args.eval_noise:g}.gif"))
+        _film(args, env, policy, Path(args.evaluate, f"film_{name}.gif"))
 
 
 def _check_memory(shapes: Any):
@@ -153,7 +164,7 @@ def _check_finite(args: RunArgs, epoch: int, metrics: dict[str, np.ndarray]):
 
 def _make_directory(args: RunArgs) -> Path:
     started = multihost_utils.broadcast_one_to_all(int(_START))  # of the first process
-    name = f"{args.env_id}__{args.exp_name or script_of(type(args))}__{args.seed}__{started}"
+    name = f"{args.env_id.replace(':', '.')}__{args.exp_name or script_of(type(args))}__{args.seed}__{started}"
     directory = Path(args.run_dir or Path(args.runs_dir, name))
     directory.mkdir(parents=True, exist_ok=bool(args.run_dir or args.distributed))
     return directory
@@ -181,7 +192,8 @@ def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: 
         import wandb  # only who tracks needs it
 
         name = directory.resolve().name
-        wandb.init(id=name, name=name, dir=args.runs_dir, config=flags, sync_tensorboard=True, resume="allow")
+        place = dict(project=args.wandb_project, entity=args.wandb_entity, group=args.wandb_group, dir=args.runs_dir)
+        wandb.init(id=name, name=name, **place, config=flags, sync_tensorboard=True, resume="allow")
     flags_in = {directory: flags}
     if args.num_seeds > 1:
         for seed in range(args.seed, args.seed + args.num_seeds):

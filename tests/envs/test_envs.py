@@ -68,6 +68,19 @@ def test_a_task_to_evaluate_on():
 
 
 @pytest.mark.quick
+def test_a_task_of_ones_own(tmp_path, monkeypatch):
+    """By its module and class, to train on and to evaluate on."""
+    (tmp_path / "my_maze.py").write_text(
+        "from envs.point import PointMaze\nclass Wide(PointMaze):\n    cell_side = 8.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    wide = envs.make("my_maze:Wide", backend="mujoco", layout="##### #r.g# #####")
+    assert wide.cells("g").tolist() == [[8, 24]]
+    other = envs.make_eval(envs.make("simple_u_maze", backend="mujoco"), "my_maze:Wide")
+    assert type(other) is type(wide) and other.cells("r").tolist() == [[8, 8]]
+
+
+@pytest.mark.quick
 def test_unknown_backend_names_those_that_do():
     with pytest.raises(ValueError, match="generalized, positional, spring, mjx, mujoco"):
         envs.make("reacher", backend="bullet")

@@ -145,6 +145,24 @@ def test_evaluate(script, finished):
     assert {line.partition(",")[0] for line in lines[1:]} == {f"{name} {x:.3f}" for name, x in expected.items()}
     rate, low, high = map(float, re.findall(r"\d\.\d+", lines[1]))
     assert 0 <= low <= rate <= high <= 1 and 0.05 < high - low < 0.3
+    stored = json.loads((directory / f"evaluation_{task}_7_noise_0.5.json").read_text())
+    assert {name: stored[name] for name in expected} == pytest.approx({name: float(x) for name, x in expected.items()})
+    assert (stored["task"], stored["episodes"], stored["goal"]) == (task, 50, None)
+    assert stored["interval"] == pytest.approx([low, high], abs=1e-3)
+
+
+@of_crl
+def test_evaluate_with_a_goal_of_ones_own(finished, tmp_path):
+    directory = shutil.copytree(finished("crl_jax"), tmp_path / "run")
+    evaluation = "--evaluate", directory, "--num-eval-envs", "4", "--episode-length", "1", "--eval-noise", "0"
+    for x, y, distance in ((4.0, 4.0, 0.0), (4.0, 8.0, 4.0)):  # the start's cell, and another
+        out = run("crl_jax", *evaluation, "--eval-goal", x, y, cwd=tmp_path)
+        assert float(re.search(r"final_dist (.*)", out)[1]) == pytest.approx(distance, abs=0.3)
+    assert "has 1 numbers: a goal of simple_u_maze has 2" in refused(
+        "crl_jax", *evaluation, "--eval-goal", 4, cwd=tmp_path
+    )
+    assert "no episode has the goal" in refused("crl_jax", *evaluation, "--eval-goal", 4, 400, cwd=tmp_path)
+    assert "--eval-goal wants --evaluate" in refused("crl_jax", "--eval-goal", 4, 4, cwd=tmp_path)
 
 
 @of_crl

@@ -134,7 +134,8 @@ CHANGES = {  # another value for every flag, but for those that only `main` read
     ),
 }  # fmt: skip
 CHANGES_OF_ALL = dict(
-    env_id="simple_big_maze", eval_env_id="simple_u_maze_eval", backend="spring", total_timesteps=320, num_envs=8,
+    env_id="simple_big_maze", layout="##### #r.g# #####", eval_env_id="simple_u_maze_eval", backend="spring",
+    total_timesteps=320, num_envs=8,
     episode_length=3, unroll_length=8, eval_noise=0.5, action_chunk=2, num_evals=2, num_eval_envs=5, gamma=0.5,
     width=9, depth=8, activation="swish", layer_norm=True, residual=True, anneal_lr=True,
 )  # fmt: skip
@@ -162,7 +163,7 @@ def test_every_flag_changes_the_program(script):
         num_epochs = module.make_schedule(args).num_epochs
         return jax.jit(lambda key: train(init(key), num_epochs)).lower(jax.random.key(0)).as_text()
 
-    of_task = {"env_id", "eval_env_id", "backend", "dense_reward"}
+    of_task = {"env_id", "layout", "eval_env_id", "backend", "dense_reward"}
     for env, names in ((None, of_task & changes.keys()), (Line(), changes.keys() - of_task)):  # Line is traced sooner
         original = program(base, env)
         assert program(base, env) == original
