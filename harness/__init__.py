@@ -10,21 +10,27 @@ A script's `main` needs two names of this package, and ends like this:
 
 What `run` asks of its arguments, and nothing else:
 
-  args: an instance of a frozen dataclass that extends `harness.RunArgs`. Each field is a flag. `env_id` names the task;
-    `eval_env_id`, `episode_length`, `num_eval_envs` and `eval_noise` are read by `--evaluate` and by films.
+  args: an instance of a frozen dataclass that extends `harness.RunArgs`. Each field is a flag; docs/flags-and-metrics.md
+    lists those of `RunArgs`. A `__post_init__` of its own starts with `super().__post_init__()`, then `harness.check`s.
+    `env_id` names the task; `eval_env_id`, `episode_length` (None is the task's own), `num_eval_envs` and `eval_noise`
+    are read by `--evaluate` and by films.
   env, eval_env: `envs.GoalEnv`s, trained and evaluated on.
   schedule: has `steps_per_iteration` and `updates_per_iteration`, environment steps and updates between two returns to
-    the buffer or rollout; `warmup_iterations`, which `init` takes, `iterations_per_epoch`, and `num_epochs`.
-  init: `init(key)`, the state of a whole training, any pytree of arrays: the runner.
-  train: `train(runner, num_epochs)`, the next runner, and a dict of metrics, arrays (num_epochs,). Of these,
+    the buffer or rollout; `warmup_iterations`, which `init` takes, `iterations_per_epoch`, and `num_epochs`. What is
+    printed and logged as steps is the product of these.
+  init: `init(key)`, the state of a whole training, any pytree of arrays, keys included: the runner.
+  train: `train(runner, num_epochs)`, with a static `num_epochs`: the next runner, and a dict of metrics, arrays
+    (num_epochs,). An epoch has `iterations_per_epoch` and ends with the script's own evaluation. Of the metrics,
     `eval/success_rate`, `eval/time_near_goal` and `eval/final_dist` are printed, all are logged. One that is not finite
-    ends the run.
+    ends the run. The memory of the old runner is used for the new one.
   policy: `policy(runner, obs, noise)`, actions (batch, action_size) for observations (batch, observation_size) and
-    standard normal noise like the actions.
+    standard normal noise like the actions, which films and `--evaluate` multiply by `eval_noise`. It is exported for a
+    batch of any size.
 
 `init`, `train` and `policy` are compiled, and with `--num-seeds` vmapped. With `--num-devices` each device calls `init`
-and `train`, with the same key, under the mapped axis `args.axes`: a script folds the device's index into the keys of
-what differs between devices, and averages over the axis what does not.
+and `train`, with the same key, under the mapped axis that `args.axes` names, () with one device: a script folds the
+device's index into the keys of what differs between devices, and averages over the axis what does not. One that cannot
+share a training checks `num_devices == 1`.
 
 A mistake that the user can mend is an `envs.UsageError`; every other exception keeps its traceback.
 """
