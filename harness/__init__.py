@@ -10,10 +10,10 @@ A script's `main` needs two names of this package, and ends like this:
 
 What `run` asks of its arguments, and nothing else:
 
-  args: an instance of a frozen dataclass that extends `harness.RunArgs`. Each field is a flag; those of
-    all scripts stand in docs/flags-and-metrics.md. A `__post_init__` of its own starts with `super().__post_init__()`, then it `harness.check`s. `env_id`
-    names the task; `eval_env_id`, `episode_length` (None is the task's own), `num_eval_envs` and `eval_noise` are read
-    by `--evaluate` and by films.
+  args: an instance of a frozen dataclass that extends `harness.RunArgs`. Each field is a flag; those that all scripts
+    have are listed in docs/flags-and-metrics.md. A `__post_init__` of its own first calls `super().__post_init__()`;
+    `harness.check` refuses values. `env_id` names the task; `eval_env_id`, `episode_length` (None is the task's own),
+    `num_eval_envs` and `eval_noise` are read by `--evaluate` and by films.
   env, eval_env: `envs.GoalEnv`s, trained and evaluated on.
   schedule: has `steps_per_iteration` and `updates_per_iteration`, environment steps and updates between two returns to
     the buffer or rollout; `warmup_iterations`, which `init` takes, `iterations_per_epoch`, and `num_epochs`. What is
