@@ -67,6 +67,8 @@ def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
     if not path.is_file():
         raise UsageError(f"{path} is not there: there is no checkpoint yet, or a folder for each seed")
     try:
-        return jax.export.deserialize(bytearray(path.read_bytes())).call
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        exported.mlir_module()  # which a newer jax may have written in words that this one does not know
+        return exported.call
     except Exception as error:  # whatever flatbuffers and XLA raise for bytes that are none of theirs
         raise UsageError(f"{path} is damaged, or was written by another version of jax") from error
