@@ -247,21 +247,13 @@ def actor_goals(own, commanded, random_share, commanded_share):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-def energy(name, inner, phi_sq, psi_sq):
-    """energy(φ, ψ) by the inner product φ·ψ and the squared norms: so that of all pairs costs one matrix product."""
-    squared_distance = jnp.maximum(phi_sq + psi_sq - 2 * inner, 0)
+def energy(name, phi, psi, inner):
+    """energy(φ, ψ) of representations (batch, repr_dim), by their inner products: all pairs cost one matrix product.
+
+    Of rows, `inner` is (batch,). Of all pairs it is (batch, batch), and φ (batch, 1, repr_dim).
+    """
+    squared_distance = jnp.maximum((phi**2).sum(-1) + (psi**2).sum(-1) - 2 * inner, 0)
     return {"norm": -jnp.sqrt(squared_distance + 1e-6), "l2": -squared_distance, "dot": inner}[name]
-
-
-def energy_of_rows(name, phi, psi):
-    """energy(φ_i, ψ_i), (batch,), of representations (batch, repr_dim)."""
-    return energy(name, (phi * psi).sum(-1), (phi**2).sum(-1), (psi**2).sum(-1))
-
-
-def energy_of_pairs(name, phi, psi):
-    """energy(φ_i, ψ_j), (batch, batch), of representations (batch, repr_dim)."""
-    inner = jnp.matmul(phi, psi.T, precision="highest")  # differences of large squares: no place for TF32
-    return energy(name, inner, (phi**2).sum(-1)[:, None], (psi**2).sum(-1)[None, :])
 
 
 def contrastive_loss(name, logits):
@@ -282,7 +274,8 @@ def critic_loss(params, state, action, goal, networks, args):
     phi = networks.phi.apply(params["phi"], state, action)
     psi = networks.psi.apply(params["psi"], goal)
     phi, psi = (jax.lax.all_gather(x, args.axes, tiled=True) for x in (phi, psi))  # rows of all devices are negatives
-    logits = energy_of_pairs(args.energy, phi, psi)
+    inner = jnp.matmul(phi, psi.T, precision="highest")  # differences of large squares: no place for TF32
+    logits = energy(args.energy, phi[:, None], psi, inner)
     lse = logsumexp(logits, axis=1)
     loss = contrastive_loss(args.contrastive_loss, logits) + args.logsumexp_penalty * jnp.mean(lse**2)
     positive = jnp.diag(logits)
@@ -301,7 +294,8 @@ def actor_loss(params, state, goal, noise, networks, args):
     phi = networks.phi.apply(stop(params["phi"]), state, action)
     psi = networks.psi.apply(stop(params["psi"]), goal)
     alpha = stop(jnp.exp(params["log_alpha"]))
-    return jnp.mean(alpha * log_prob - energy_of_rows(args.energy, phi, psi)), -jnp.mean(log_prob)
+    reached = energy(args.energy, phi, psi, (phi * psi).sum(-1))
+    return jnp.mean(alpha * log_prob - reached), -jnp.mean(log_prob)
 
 
 def alpha_loss(params, entropy, target_entropy):
@@ -370,14 +364,12 @@ def act(networks, runner, obs, noise):
 
 
 def make_train(args, env=None, eval_env=None):
-    """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
-
-    With `--num-devices` N each device calls them, under `jax.shard_map` over the axis "devices", with its Nth of the
-    environments, the buffer and each batch: `args.axes` has that axis for collectives, and is empty with one device.
+    """The whole training as two pure functions, for `jit`, and for `vmap` over seeds.
 
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
-    tasks of one's own, instead of those that `args` names.
+    tasks of one's own, instead of those that `args` names. With `--num-devices` each device calls both for its part of
+    environments, buffer and batches; `args.axes` is the mapped axis for collectives, () with one device.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, layout=args.layout), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)

@@ -320,14 +320,13 @@ def act(networks, runner, obs, noise):
 
 
 def make_train(args, env=None, eval_env=None):
-    """Builds the two pure functions that are the whole training; both can be jitted, and vmapped over seeds.
-
-    With `--num-devices` N each device calls them, under `jax.shard_map` over the axis "devices", with its Nth of the
-    environments, the buffer and each batch: `args.axes` has that axis for collectives, and is empty with one device.
+    """The whole training as two pure functions, for `jit`, and for `vmap` over seeds.
 
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
-    tasks of one's own, with rewards of their own, instead of those that `args` names.
+    tasks of one's own, with rewards of their own, instead of those that `args` names. With `--num-devices` each device
+    calls both for its part of environments, buffer and batches; `args.axes` is the mapped axis for collectives, () with
+    one device.
     """
     env = env or envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout)
     env = envs.chunk(env, args.action_chunk)

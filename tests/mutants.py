@@ -32,9 +32,7 @@ CORE = {
         "correlate": "tests/crl/test_losses.py -k correlated_noise",
         "buffer_add sample_pairs": "tests/crl/test_buffer.py",
         "actor_goals": "tests/crl/test_losses.py -k goals_of_the_actor",
-        "energy energy_of_rows energy_of_pairs contrastive_loss": (
-            "tests/crl/test_losses.py -k 'energies or contrastive_losses'"
-        ),
+        "energy contrastive_loss": "tests/crl/test_losses.py -k 'energies or contrastive_losses'",
         "critic_loss actor_loss alpha_loss total_loss": "tests/crl/test_losses.py -k 'total_loss or each_loss'",
         "make_schedule": "tests/crl/test_training.py -k 'accounted or rounded_up'",
     },

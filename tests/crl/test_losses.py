@@ -21,8 +21,7 @@ from crl_jax import (
     contrastive_loss,
     correlate,
     critic_loss,
-    energy_of_pairs,
-    energy_of_rows,
+    energy,
     make_networks,
     sample_action,
     total_loss,
@@ -44,6 +43,14 @@ def numpy_energy(name, phi, psi):
         return -np.sum((phi - psi) ** 2)
     assert name == "dot"
     return np.dot(phi, psi)
+
+
+def energy_of_rows(name, phi, psi):
+    return energy(name, phi, psi, (phi * psi).sum(-1))
+
+
+def energy_of_pairs(name, phi, psi):
+    return energy(name, phi[:, None], psi, phi @ psi.T)
 
 
 def numpy_logits(name, phi, psi):
