@@ -7,16 +7,21 @@ came to, and `evaluate` measures a policy.
 
 import contextlib
 import ctypes.util
+import io
 import os
 import sys
 
+_asked_for = os.environ.get("MUJOCO_GL")
 if sys.platform == "linux" and "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses how it draws when it is imported, and then for a display
 try:
-    with contextlib.redirect_stdout(None):  # where mjx says that it finds no warp, which nothing here needs
-        import mujoco.mjx  # noqa: F401
+    import mujoco
 except AttributeError as error:  # of OpenGL's bindings, without the library that they bind
-    raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: unset it") from error
+    if not _asked_for:
+        raise
+    raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={_asked_for} here: unset it") from error
+with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which nothing here needs
+    import mujoco.mjx  # noqa: F401
 
 from envs.base import GoalEnv, UsageError
 from envs.evaluate import evaluate

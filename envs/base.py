@@ -196,13 +196,15 @@ class GoalEnv(PipelineEnv):
     def reset(self, rng: jax.Array, goal: jax.Array | None = None) -> State:
         """The start of an episode, with this `goal`, (len(goal_indices),), or None for one drawn.
 
-        The target moves as near to `goal` as its joints let it come: `check_goal` tells whether it came there.
+        All else is as for the goal that would have been drawn. The target moves as near to `goal` as its joints let it
+        come: `check_goal` tells whether it came there.
         """
         q, qd = self.start(rng)
         self._check_size("the start's positions", q, self.sys.q_size())
         self._check_size("the start's velocities", qd, self.sys.qd_size())
         physics = self.pipeline_init(q, qd)
         if goal is not None:
+            self._check_size("the goal", goal, len(self.goal_indices))
             physics = self.pipeline_init(self._move_target(physics, goal), qd)
         state, goal = self.get_state(physics, jnp.zeros(self.sys.act_size())), self.get_goal(physics)
         self._check_size("the state", state, self.state_dim)
@@ -231,7 +233,7 @@ class GoalEnv(PipelineEnv):
         """Raises UsageError if the episode that starts with `obs` has another goal than `goal`."""
         nearest = np.asarray(obs[self.state_dim :])
         if not np.allclose(nearest, goal, atol=1e-4):
-            raise UsageError(f"no episode has the goal {goal}; the nearest is {nearest}")
+            raise UsageError(f"the target does not come to the goal {goal}; the nearest is {nearest}")
 
     def _check_size(self, what: str, vector: jax.Array, size: int):
         if vector.shape != (size,):

@@ -46,7 +46,7 @@ class _GoalConvention:
 
     def __init__(self, env_id: str | GoalEnv, render_mode: str | None = None, **kwargs):
         """`env_id`: one of `envs.ENV_IDS`, or a task; `kwargs`: `backend`, `dense_reward` and others of `envs.make`."""
-        self.task = task = env_id if isinstance(env_id, GoalEnv) else envs.make(env_id, **kwargs)
+        self.task = task = envs.make(env_id, **kwargs) if isinstance(env_id, str) else env_id
         self.render_mode = render_mode
         self.metadata = self.metadata | {"render_fps": round(1 / float(task.dt))}
         state, goal = (Box(-np.inf, np.inf, (size,)) for size in (task.state_dim, len(task.goal_indices)))
@@ -157,7 +157,8 @@ class TaskVectorEnv(_GoalConvention, VectorEnv):
         self.single_observation_space, self.single_action_space = self.observation_space, self.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._max_steps = max_episode_steps or self.task.episode_length
+        limit = self.task.episode_length if max_episode_steps is None else max_episode_steps
+        self._max_steps = np.inf if limit == -1 else limit  # as `gymnasium.make` has it
         self._reset, self._step = jax.jit(jax.vmap(self._start_episode)), jax.jit(jax.vmap(self._act))
 
         def restart(state, keys, done):

@@ -1,7 +1,8 @@
 """The benchmark's task ids, each with its class and that class's arguments."""
 
 import difflib
-import importlib
+import importlib.util
+import sys
 
 import jax
 
@@ -48,12 +49,14 @@ def _find(env_id: str) -> tuple[type[GoalEnv], dict]:
     """Class and arguments of an id, or of a class of one's own, `module:Class`."""
     module, colon, name = env_id.partition(":")
     if colon:
-        try:
-            return getattr(importlib.import_module(module), name), {}
-        except ModuleNotFoundError as error:
-            raise UsageError(f"env id {env_id!r}: {error}") from error
-        except AttributeError as error:
-            raise UsageError(f"env id {env_id!r}: {module} has no class {name!r}") from error
+        if "" not in sys.path:
+            sys.path.append("")  # the working directory
+        if not module or importlib.util.find_spec(module.partition(".")[0]) is None:
+            raise UsageError(f"env id {env_id!r}: there is no module {module!r} here")
+        task = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(task, type) and issubclass(task, GoalEnv)):
+            raise UsageError(f"env id {env_id!r}: {module} has no GoalEnv {name!r}")
+        return task, {}
     if env_id not in TASKS:
         nearest = difflib.get_close_matches(env_id, TASKS, n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose one of {', '.join(TASKS)}"

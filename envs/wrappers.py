@@ -38,6 +38,9 @@ class ActionChunk(Wrapper):
     def action_size(self) -> int:
         return self.action_chunk * self.env.action_size
 
+    def reset(self, rng: jax.Array, goal: jax.Array | None = None) -> State:
+        return self.env.reset(rng, goal)
+
     def step(self, state: State, action: jax.Array) -> State:
         def single_step(carry, action):
             state, running = carry
@@ -62,7 +65,7 @@ class FixedGoal(Wrapper):
         self.goal = goal
 
     def reset(self, rng: jax.Array) -> State:
-        return self.unwrapped.reset(rng, self.goal)  # a chunk of actions adds nothing to a start
+        return self.env.reset(rng, self.goal)
 
 
 def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> "BatchedEnv":

@@ -12,11 +12,12 @@ from envs import GoalEnv, UsageError
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints in a folder, None for all, `epoch_000005` and so on, each whole or not there."""
+    """The newest `keep` checkpoints in a folder, `epoch_000005` and so on, each whole or not there. None only reads."""
 
     def __init__(self, folder: Path, keep: int | None):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            read_only=keep is None,
             step_prefix="epoch",
             step_format_fixed_length=6,
             cleanup_tmp_directories=True,  # of a process that was killed while it wrote
@@ -41,7 +42,8 @@ class Checkpoints:
         info = self._manager.restore(epoch, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
         if shapes is not None and info["shapes"] != _describe(shapes):  # orbax would cast other types
             raise UsageError(f"the checkpoint in {self._folder} was written by another version of the script")
-        items = ocp.args.Composite(runner=ocp.args.StandardRestore(shapes))
+        here = None if shapes is not None else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        items = ocp.args.Composite(runner=ocp.args.StandardRestore(shapes, fallback_sharding=here))
         return self._manager.restore(epoch, args=items)["runner"], info
 
 

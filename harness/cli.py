@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import inspect
 import json
 import math
@@ -62,6 +61,8 @@ class RunArgs:
         for name in ("num_envs", "batch_size", "num_eval_envs"):
             size, whole = getattr(self, name, 0), f"--num-devices {self.num_devices} must divide it"
             check(size % self.num_devices == 0, f"--{name.replace('_', '-')} {size}: {whole}")
+        place = (self.wandb_project, self.wandb_entity, self.wandb_group)
+        check(self.track or place == (None,) * 3, "--wandb-project, --wandb-entity and --wandb-group want --track")
         check(self.num_seeds == 1 or self.num_devices == 1, "--num-seeds or --num-devices: choose one of them")
 
     @property
@@ -89,17 +90,11 @@ def check(condition: bool, message: str):
 
 @contextlib.contextmanager
 def errors_in_one_line():
-    """A `UsageError`, or a disk that is full or not to be written on, ends the process with one line and exit code 2.
-    Every other exception stays what it is."""
+    """A `UsageError` ends the process with one line and exit code 2. Every other exception stays what it is."""
     try:
         yield
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}; --runs-dir puts runs elsewhere", file=sys.stderr)
         sys.exit(2)
 
 
@@ -154,7 +149,8 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
     default, given = flags_class(), _parse(flags_class)
-    kind = next((name for name in of_tasks or () if given.env_id.startswith(name)), None)
+    own = ":" in given.env_id  # a class of the user's
+    kind = next((name for name in of_tasks or () if given.env_id.startswith(name) and not own), None)
     if kind:
         default = dataclasses.replace(default, **of_tasks[kind])
         given = _parse(flags_class, default)
@@ -170,10 +166,11 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: JAX finds no such device here") from error
+        asked_for = os.environ.get("JAX_PLATFORMS", "")
+        raise UsageError(f"JAX finds no device; JAX_PLATFORMS is {asked_for!r}. {error}".rstrip()) from error
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
-    check(not given.eval_goal or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
+    check(given.eval_goal is None or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:
@@ -193,6 +190,9 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     for name in names - (_OF_EVALUATION if given.evaluate else _OF_RESUME):
         flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
         check(now == before, f"--{flag} {now}: the run in {earlier} has {before}, and that stays")
+    if given.evaluate and getattr(given, "eval_env_id", None):
+        same = getattr(given, "layout", None) == getattr(run, "layout", None)
+        check(same, "--layout is that of --env-id, and --eval-env-id has its own: choose")
     longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
     annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
     check(not (longer and getattr(run, "anneal_lr", False)), annealed)

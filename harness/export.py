@@ -4,7 +4,7 @@
 
 The file has the format of OGBench (Park et al. 2025, arXiv 2410.20092), whose `load_dataset` reads it: `observations`
 (N, state_dim), `actions` (N, action_size) and `terminals` (N,), 1 at the last state of each trajectory, one trajectory
-after the other; and `goals` (N, goal_dim), those that were commanded.
+after the other; and `goals` (N, goal_dim), those that were commanded. With `--action-chunk H` a row is H steps.
 """
 
 from pathlib import Path
@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from envs import UsageError
 from harness.checkpoint import Checkpoints
-from harness.cli import directory_of, errors_in_one_line
+from harness.cli import check, errors_in_one_line
 
 _COLUMNS = {"observations": "state", "actions": "action", "goals": "goal"}  # of the file; of the buffer
 
@@ -39,9 +38,11 @@ def trajectories(buffer: dict) -> dict[str, np.ndarray]:
 
 def export(run_dir: tyro.conf.Positional[str], file: tyro.conf.Positional[Path]):
     """Writes the trajectories of the newest checkpoint in `run_dir` to `file`, an .npz."""
-    runner, _ = Checkpoints(directory_of(run_dir) / "checkpoints", keep=None).restore()
-    if "buffer" not in runner:
-        raise UsageError(f"{run_dir} is a run without a replay buffer")
+    checkpoints = Path(run_dir, "checkpoints")
+    check(checkpoints.is_dir(), f"{checkpoints} is not there: give the directory of a run with checkpoints")
+    runner, _ = Checkpoints(checkpoints, keep=None).restore()
+    check("buffer" in runner, f"{run_dir} is a run without a replay buffer")
+    file = file.with_suffix(".npz")
     dataset = trajectories(runner["buffer"])
     np.savez_compressed(file, **dataset)
     print(f"{int(dataset['terminals'].sum())} trajectories, {len(dataset['terminals']):,} states: {file}")

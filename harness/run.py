@@ -123,7 +123,7 @@ def evaluate(args: RunArgs, env: GoalEnv):
         render.check_opengl()
     policy = load_policy(Path(args.evaluate, "policy.jax"))
     task, episodes, length = args.eval_env_id or args.env_id, args.num_eval_envs, args.episode_length
-    if args.eval_goal:
+    if args.eval_goal is not None:
         goal, size = np.array(args.eval_goal, np.float32), len(env.goal_indices)
         check(goal.size == size, f"--eval-goal has {goal.size} numbers: a goal of {task} has {size}")
         env = FixedGoal(env, goal)
@@ -138,9 +138,12 @@ def evaluate(args: RunArgs, env: GoalEnv):
     print(f"eval/success_rate {rate:.3f}, between {interval.low:.3f} and {interval.high:.3f} (95 %, Wilson)")
     print(*(f"{name} {value:.3f}" for name, value in results.items()), sep="\n", flush=True)
     name = f"{task.replace(':', '.')}_{args.seed}_noise_{args.eval_noise:g}"
-    settings = {"task": task, "episodes": episodes, "seed": args.seed, "noise": args.eval_noise, "goal": args.eval_goal}
-    results |= {"eval/success_rate": rate, "interval": [interval.low, interval.high]} | settings
-    _write(Path(args.evaluate, f"evaluation_{name}.json"), json.dumps(results, indent=1).encode())
+    if args.eval_goal is not None:
+        name += "_goal_" + "_".join(f"{x:g}" for x in args.eval_goal)
+    results |= {"eval/success_rate": rate, "interval": [interval.low, interval.high], "task": task}
+    results |= {"goal": args.eval_goal, "flags": flags_of(args)}
+    if os.access(args.evaluate, os.W_OK):  # a run may be someone else's
+        _write(Path(args.evaluate, f"evaluation_{name}.json"), json.dumps(results, indent=1).encode())
     if args.capture_video:
         _film(args, env, policy, Path(args.evaluate, f"film_{name}.gif"))
 
@@ -166,7 +169,10 @@ def _make_directory(args: RunArgs) -> Path:
     started = multihost_utils.broadcast_one_to_all(int(_START))  # of the first process
     name = f"{args.env_id.replace(':', '.')}__{args.exp_name or script_of(type(args))}__{args.seed}__{started}"
     directory = Path(args.run_dir or Path(args.runs_dir, name))
-    directory.mkdir(parents=True, exist_ok=bool(args.run_dir or args.distributed))
+    try:
+        directory.mkdir(parents=True, exist_ok=bool(args.run_dir or args.distributed))
+    except OSError as error:
+        raise UsageError(f"{error}; --runs-dir or --run-dir puts it elsewhere") from error
     return directory
 
 

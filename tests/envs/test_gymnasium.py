@@ -149,7 +149,7 @@ def test_reset_to_a_goal(env_id):
 
 def test_goals_that_no_target_can_take(reacher):
     for goal, nearest in (([0.1, 0.3, 0.01], r"0\.27"), ([0.1, 0.1, 0.2], r"0\.01")):
-        with pytest.raises(envs.UsageError, match=f"no episode has the goal .* the nearest is .*{nearest}"):
+        with pytest.raises(envs.UsageError, match=f"does not come to the goal .* the nearest is .*{nearest}"):
             reacher.reset(options={"goal": goal})
     with pytest.raises(envs.UsageError, match="reset options goals: there is only goal"):
         reacher.reset(options={"goals": 0})

@@ -1,7 +1,6 @@
 """The command line, read and checked; nothing is trained here."""
 
 import dataclasses
-import errno
 import importlib
 import json
 import re
@@ -51,8 +50,8 @@ def store(folder, script="crl_jax", epoch=None, **flags):
 def test_mistakes_get_one_line(script, tmp_path):
     for flags, message in (
         ("--env-id reachr", "error: unknown env id 'reachr'; did you mean reacher or "),
-        ("--env-id my_task:Cart", "error: env id 'my_task:Cart': No module named 'my_task'"),
-        ("--env-id envs:Cart", "error: env id 'envs:Cart': envs has no class 'Cart'"),
+        ("--env-id my_task:Cart", "error: env id 'my_task:Cart': there is no module 'my_task' here"),
+        ("--env-id envs:Cart", "error: env id 'envs:Cart': envs has no GoalEnv 'Cart'"),
         ("--layout '#r.g#'", "error: reacher is no maze: it has no layout"),
         ("--backend warp", "error: reacher does not run on backend 'warp'; choose one of"),
         ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals, actions or physics than the task"),
@@ -80,23 +79,13 @@ def test_what_tyro_refuses(flags, words, tmp_path):
     assert words in refused("crl_jax", *shlex.split(flags), cwd=tmp_path)
 
 
-def test_a_disk_that_is_not_to_be_written_on(capsys):
-    with pytest.raises(SystemExit), harness.errors_in_one_line():
-        raise OSError(errno.EROFS, "Read-only file system", "runs")
-    assert (
-        capsys.readouterr().err == "error: [Errno 30] Read-only file system: 'runs'; --runs-dir puts runs elsewhere\n"
-    )
-    with pytest.raises(FileNotFoundError), harness.errors_in_one_line():
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "mine.xml")
-
-
 def test_devices_that_are_not_there(parse, monkeypatch):
     def devices():
         raise RuntimeError("Unknown backend")
 
     monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(envs.UsageError, match="JAX_PLATFORMS=cuda: JAX finds no such device here"):
+    with pytest.raises(envs.UsageError, match=r"JAX_PLATFORMS is 'cuda'\. Unknown backend"):
         parse()
 
 
@@ -170,7 +159,6 @@ FORK = '''
 """A fork: two spaces, and annotations that are strings."""
 from __future__ import annotations
 import dataclasses
-import errno
 from typing import Literal
 import harness
 

@@ -147,7 +147,7 @@ def test_evaluate(script, finished):
     assert 0 <= low <= rate <= high <= 1 and 0.05 < high - low < 0.3
     stored = json.loads((directory / f"evaluation_{task}_7_noise_0.5.json").read_text())
     assert {name: stored[name] for name in expected} == pytest.approx({name: float(x) for name, x in expected.items()})
-    assert (stored["task"], stored["episodes"], stored["goal"]) == (task, 50, None)
+    assert (stored["task"], stored["flags"]["num_eval_envs"], stored["goal"]) == (task, 50, None)
     assert stored["interval"] == pytest.approx([low, high], abs=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_evaluate_with_a_goal_of_ones_own(finished, tmp_path):
     assert "has 1 numbers: a goal of simple_u_maze has 2" in refused(
         "crl_jax", *evaluation, "--eval-goal", 4, cwd=tmp_path
     )
-    assert "no episode has the goal" in refused("crl_jax", *evaluation, "--eval-goal", 4, 400, cwd=tmp_path)
+    assert "does not come to the goal" in refused("crl_jax", *evaluation, "--eval-goal", 4, 400, cwd=tmp_path)
     assert "--eval-goal wants --evaluate" in refused("crl_jax", "--eval-goal", 4, 4, cwd=tmp_path)
 
 
