@@ -258,7 +258,8 @@ def energy(name, phi, psi, inner):
 
 def contrastive_loss(name, logits):
     """How badly the logits, (batch, batch), tell the pairs on the diagonal from all others."""
-    rows, columns = (jnp.mean(logsumexp(logits, axis) - jnp.diag(logits)) for axis in (1, 0))
+    positive = jnp.trace(logits) / len(logits)
+    rows, columns = (jnp.mean(logsumexp(logits, axis)) - positive for axis in (1, 0))
     binary = optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).sum(1).mean()
     return {"fwd_infonce": rows, "bwd_infonce": columns, "sym_infonce": rows + columns, "binary_nce": binary}[name]
 
@@ -377,8 +378,8 @@ def make_train(args, env=None, eval_env=None):
     train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
 
-    def adam(lr):
-        return optax.adam(optax.linear_schedule(lr, 0, schedule.num_updates) if args.anneal_lr else lr)
+    def adam(lr):  # over one flat vector: on a GPU one kernel instead of one for each array
+        return optax.flatten(optax.adam(optax.linear_schedule(lr, 0, schedule.num_updates) if args.anneal_lr else lr))
 
     optimizer = optax.multi_transform(
         {"actor": adam(args.actor_lr), "critic": adam(args.critic_lr), "alpha": adam(args.alpha_lr)},
@@ -425,9 +426,9 @@ def make_train(args, env=None, eval_env=None):
 
     def update(carry, inputs):
         params, opt_state = carry
-        grads, metrics = jax.grad(total_loss, has_aux=True)(params, *inputs, networks, args)
+        grads, _ = jax.grad(total_loss, has_aux=True)(params, *inputs, networks, args)
         updates, opt_state = optimizer.update(jax.lax.pmean(grads, args.axes), opt_state)
-        return (optax.apply_updates(params, updates), opt_state), metrics
+        return (optax.apply_updates(params, updates), opt_state), None
 
     def iterate(runner, _):
         """One unroll, then its updates, their batches drawn all at once."""
@@ -440,9 +441,10 @@ def make_train(args, env=None, eval_env=None):
         goals = actor_goals(future.next_goal, now.goal, *shares) if swept or any(shares) else None
         batches = now.state, now.action, future.next_goal, goals
         noise = jax.random.normal(noise_key, now.action.shape)
-        (params, opt_state), metrics = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
-        runner = runner._replace(params=params, opt_state=opt_state, key=key)
-        return runner, jax.tree.map(jnp.mean, metrics)
+        (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
+        last = jax.tree.map(lambda x: x[-1], (batches, noise))
+        _, metrics = total_loss(params, *last, networks, args)
+        return runner._replace(params=params, opt_state=opt_state, key=key), metrics
 
     def epoch(runner, _):
         runner, losses = jax.lax.scan(iterate, runner, length=schedule.iterations_per_epoch)

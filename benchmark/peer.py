@@ -47,7 +47,7 @@ ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-peer" / "bin" / "python"
 PACKAGES = (  # it pins a CUDA build of jax; these are what it runs with on a CPU
     "jax==0.4.25", "jaxlib==0.4.25", "flax<0.9", "brax==0.12.1", "matplotlib==3.8.4", "mujoco==3.2.7",
-    "mujoco-mjx==3.2.7", "numpy<2", "scipy<1.14", "tyro==0.9.17", "wandb", "wandb-osh",
+    "mujoco-mjx==3.2.7", "numpy<2", "scipy<1.14", "tyro==0.9.17", "wandb", "wandb-osh", "flatbuffers",
 )  # fmt: skip
 SPEED = "environment steps a second"
 EPOCHS = 4

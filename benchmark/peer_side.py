@@ -16,6 +16,11 @@ import jax
 import numpy as np
 
 try:
+    from jax import export
+except ImportError:  # the jax that it pins
+    from jax.experimental import export
+
+try:
     import brax.v1.envs  # noqa: F401
 except ImportError:  # a brax that fits the jax of new GPUs lacks it; the peer needs it for tasks of its kind alone
     sys.modules |= {"brax.v1": mock.MagicMock(), "brax.v1.envs": mock.MagicMock()}
@@ -24,7 +29,7 @@ from jaxgcrl.utils.config import RunConfig
 from jaxgcrl.utils.env import create_env
 from jaxgcrl.utils.evaluator import ActorEvaluator
 
-from benchmark.peer import ITERATIONS, SPEED, print_cost, rollout
+from benchmark.peer import ITERATIONS, SPEED, jaxpr_as_fun, print_cost, program_of_iteration, rollout
 
 EPISODE_LENGTH = 1001
 EPOCHS = 3
@@ -62,7 +67,8 @@ class Evaluator(ActorEvaluator):
 
 
 def speed(given):
-    """Trains at the settings of `peer.py`, and prints the speed of each epoch; with `cost` what an iteration asks."""
+    """Trains at the settings of `peer.py`, and prints the speed of each epoch; with `cost` what an iteration asks. With
+    `kernels` it writes an iteration as StableHLO."""
     module = importlib.import_module(f"jaxgcrl.agents.{given.algorithm}.{given.algorithm}")
     unroll, prefill, iterations = SIZES[given.algorithm]
     agent = {
@@ -73,7 +79,7 @@ def speed(given):
     }[given.algorithm]()
     # The buffers of SAC and TD3 want other multiples of the batch size.
     episode_length = 1000 if given.algorithm in ("sac", "td3") else EPISODE_LENGTH
-    if given.what == "cost":
+    if given.what in ("cost", "kernels"):
         iterations = ITERATIONS
     prefill_iterations = prefill // unroll + 1 if prefill else 0
 
@@ -93,10 +99,17 @@ def speed(given):
             total_env_steps=(prefill_iterations + EPOCHS * iterations) * given.num_envs * unroll,
         )
 
-    if given.what == "cost":
+    if given.what in ("cost", "kernels"):
         # Each environment gives a window of an episode's length, less one step, to the batches.
         updates = given.num_envs * (episode_length - 1) // agent.batch_size
-        return print_cost("jaxgcrl", start, given.num_envs, unroll, updates)
+        if given.what == "cost":
+            return print_cost("jaxgcrl", start, given.num_envs, unroll, updates)
+        program = program_of_iteration(start)
+        # For CUDA it would want a build of jaxlib with CUDA; for a TPU it writes the same operations without.
+        anywhere = dict(lowering_platforms=["tpu"], disabled_checks=[export.DisabledSafetyCheck.platform()])
+        exported = export.export(jax.jit(jaxpr_as_fun(program)), **anywhere)(*program.in_avals)
+        (given.folder / "program").write_bytes(export.serialize(exported))
+        return (given.folder / "loops").write_text(f"{unroll} {updates}")
     try:
         start()
     except (AssertionError, UnboundLocalError) as error:  # how it ends: whole epochs fall short, or nothing was saved
@@ -157,7 +170,7 @@ def rollouts(given):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for what in ("speed", "cost", "curve"):
+    for what in ("speed", "cost", "kernels", "curve"):
         command = commands.add_parser(what)
         command.add_argument("--env-id", default="reacher")
         command.add_argument("--num-envs", type=int, default=64)
@@ -167,10 +180,11 @@ def main():
             command.add_argument("--total-timesteps", type=int, default=600_000)
             command.add_argument("--run-dir", type=Path, required=True)
         else:
-            command.add_argument("algorithm", choices=["crl"] if what == "cost" else SIZES)
+            command.add_argument("algorithm", choices=SIZES if what == "speed" else ["crl"])
+            command.add_argument("--folder", type=Path)
     commands.add_parser("rollouts").add_argument("file")
     given = parser.parse_args()
-    {"speed": speed, "cost": speed, "curve": curve, "rollouts": rollouts}[given.what](given)
+    {"speed": speed, "cost": speed, "kernels": speed, "curve": curve, "rollouts": rollouts}[given.what](given)
 
 
 if __name__ == "__main__":

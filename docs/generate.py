@@ -72,7 +72,8 @@ RUN = """## A run's directory
 ## Metrics
 
 Evaluation has random numbers of its own: how often one evaluates does not change the training. Its noise is independent
-from step to step, also where training uses `--noise-correlation`.
+from step to step, also where training uses `--noise-correlation`. Losses are those of the last batch of each iteration,
+in PPO of all its minibatches, mean over an epoch.
 
 | tag | logged by | meaning |
 | --- | --- | --- |
