@@ -87,6 +87,7 @@ def processes(count):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     more = f"--total-timesteps 4000 --num-evals 12 --checkpoint-every 3 --num-devices {2 * count} --distributed"
+    more += " --env-steps-per-update 16"  # each update waits for all processes several times
     more += f" --coordinator 127.0.0.1:{port} --num-processes {count} --run-dir mine --process-id"
 
     def start_all(folder):

@@ -15,7 +15,8 @@ import envs
 from harness.devices import runner_of, spread
 
 COLLECTIVES = {
-    "crl_jax": {"all-reduce": 1, "all-gather": 2, "reduce-scatter": 2},
+    # φ and ψ are gathered in an update and, for the metrics, once an iteration.
+    "crl_jax": {"all-reduce": 1, "all-gather": 4, "reduce-scatter": 2},
     "sac_her_jax": {"all-reduce": 1},
     "td3_her_jax": {"all-reduce": 2},  # the critics' and the actor's
     "ppo_jax": {"all-reduce": 1, "all-gather": 2},  # advantages and, once an unroll, observations

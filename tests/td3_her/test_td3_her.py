@@ -78,36 +78,37 @@ def target_of(target_params, batch, reward, noise, args):
 
 
 def update_by_hand(params, target_params, batches, rewards, noise, args):
-    """All of an iteration's updates, their batches (rounds, policy_delay, batch, ...), as the paper has them."""
+    """All of an iteration's updates, their batches (rounds, policy_delay, batch, ...), as the paper has them. Also the
+    losses of the last batch after them."""
     params, target_params = jax.tree.map(np.float64, (params, target_params))
     actor_adam = Adam(params["actor"], args.actor_lr)
     critic_adams = [Adam(critic, args.critic_lr) for critic in params["critics"]]
-    losses = {"critic": [], "actor": [], "q": [], "reward": []}
     for i in range(rewards.shape[0]):
         for j in range(rewards.shape[1]):
             batch, reward = jax.tree.map(lambda x: x[i, j], (batches, rewards))
             y = target_of(target_params, batch, reward, noise[i, j], args)
-            critics, q = [], []
+            critics = []
             for critic, adam in zip(params["critics"], critic_adams, strict=True):
                 out, x = forward(critic, batch.state, batch.action, batch.goal)
-                q.append(out[:, 0])
                 grads, _ = backward(critic, x, 2 * (out - y[:, None]) / len(y))
                 critics.append(adam.step(critic, grads))
             params = params | {"critics": tuple(critics)}
-            losses["critic"].append(np.mean((q[0] - y) ** 2 + (q[1] - y) ** 2))
-            losses["q"].append(np.mean(q))
-            losses["reward"].append(np.mean(reward))
         u, actor_x = forward(params["actor"], batch.state, batch.goal)
         action = np.tanh(u)
         out, x = forward(params["critics"][0], batch.state, action, batch.goal)
-        losses["actor"].append(np.mean(args.preactivation_penalty * (u**2).sum(-1) - out[:, 0]))
         _, d_input = backward(params["critics"][0], x, np.full_like(out, -1 / len(y)))
         d_action = d_input[:, batch.state.shape[-1] : -batch.goal.shape[-1]]
         d_u = d_action * (1 - action**2) + 2 * args.preactivation_penalty * u / len(y)
         grads, _ = backward(params["actor"], actor_x, d_u)
         params = params | {"actor": actor_adam.step(params["actor"], grads)}
         target_params = jax.tree.map(lambda target, x: target + args.tau * (x - target), target_params, params)
-    return params, target_params, {name: np.mean(x) for name, x in losses.items()}
+    y = target_of(target_params, batch, reward, noise[-1, -1], args)
+    q = np.array([forward(critic, batch.state, batch.action, batch.goal)[0][:, 0] for critic in params["critics"]])
+    u, _ = forward(params["actor"], batch.state, batch.goal)
+    reached, _ = forward(params["critics"][0], batch.state, np.tanh(u), batch.goal)
+    losses = {"critic": np.mean(((q - y) ** 2).sum(0)), "q": np.mean(q), "reward": np.mean(reward)}
+    losses["actor"] = np.mean(args.preactivation_penalty * (u**2).sum(-1) - reached[:, 0])
+    return params, target_params, losses
 
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
