@@ -442,7 +442,7 @@ def make_train(args, env=None, eval_env=None):
         batches = now.state, now.action, future.next_goal, goals
         noise = jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
-        last = jax.tree.map(lambda x: x[-1], (batches, noise))
+        last = jax.tree.map(lambda x: x[-1], (batches, noise))  # one batch is enough for metrics
         _, metrics = total_loss(params, *last, networks, args)
         return runner._replace(params=params, opt_state=opt_state, key=key), metrics
 

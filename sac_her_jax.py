@@ -402,7 +402,7 @@ def make_train(args, env=None, eval_env=None):
         noise = jax.random.normal(noise_key, (shape[0], 2, shape[1], env.action_size))
         carry = runner.params, runner.target_critics, runner.opt_state
         (params, target_critics, opt_state), _ = jax.lax.scan(update, carry, (batches, rewards, noise))
-        last = jax.tree.map(lambda x: x[-1], (batches, rewards, noise))
+        last = jax.tree.map(lambda x: x[-1], (batches, rewards, noise))  # one batch is enough for metrics
         _, metrics = total_loss(params, target_critics, *last, networks, args)
         runner = runner._replace(params=params, target_critics=target_critics, opt_state=opt_state, key=key)
         return runner, metrics

@@ -399,7 +399,7 @@ def make_train(args, env=None, eval_env=None):
         noise = jax.random.normal(noise_key, batches.action.shape)
         carry = runner.params, runner.target_params, runner.opt_state
         (params, target_params, opt_state), _ = jax.lax.scan(update, carry, (batches, rewards, noise))
-        last = jax.tree.map(lambda x: x[-1, -1], (batches, rewards, noise))
+        last = jax.tree.map(lambda x: x[-1, -1], (batches, rewards, noise))  # one batch is enough for metrics
         _, metrics = critic_loss(params["critics"], target_params, *last, networks, args)
         metrics["actor"] = actor_loss(params["actor"], params["critics"], last[0].state, last[0].goal, networks, args)
         runner = runner._replace(params=params, target_params=target_params, opt_state=opt_state, key=key)

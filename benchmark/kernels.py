@@ -2,7 +2,7 @@
 
     pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2    # the version of your jax
     python -m benchmark.kernels --env-id ant
-    python -m benchmark.kernels --env-id ant --backend mjx --algorithms crl ppo
+    python -m benchmark.kernels --env-id reacher --algorithms crl ppo
 
 XLA compiles for a GPU that is not there, from a description of it. In the program's text each fusion, library call,
 copy or sort is a kernel, as often as the loops around it run; of a branch the longer side counts. The settings are
@@ -112,7 +112,7 @@ def peers(env_id, num_envs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-id", default="ant")
-    parser.add_argument("--backend", help="of ours; the benchmark's own by default")
+    parser.add_argument("--backend", default="spring", help="of ours: spring, mjx, generalized or positional")
     parser.add_argument("--num-envs", type=int, default=256)
     parser.add_argument("--algorithms", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     given = parser.parse_args()

@@ -79,7 +79,8 @@ def speed(given):
     }[given.algorithm]()
     # The buffers of SAC and TD3 want other multiples of the batch size.
     episode_length = 1000 if given.algorithm in ("sac", "td3") else EPISODE_LENGTH
-    if given.what in ("cost", "kernels"):
+    traced = given.what in ("cost", "kernels")
+    if traced:
         iterations = ITERATIONS
     prefill_iterations = prefill // unroll + 1 if prefill else 0
 
@@ -99,7 +100,7 @@ def speed(given):
             total_env_steps=(prefill_iterations + EPOCHS * iterations) * given.num_envs * unroll,
         )
 
-    if given.what in ("cost", "kernels"):
+    if traced:
         # Each environment gives a window of an episode's length, less one step, to the batches.
         updates = given.num_envs * (episode_length - 1) // agent.batch_size
         if given.what == "cost":
@@ -181,7 +182,8 @@ def main():
             command.add_argument("--run-dir", type=Path, required=True)
         else:
             command.add_argument("algorithm", choices=SIZES if what == "speed" else ["crl"])
-            command.add_argument("--folder", type=Path)
+        if what == "kernels":
+            command.add_argument("--folder", type=Path, required=True)
     commands.add_parser("rollouts").add_argument("file")
     given = parser.parse_args()
     {"speed": speed, "cost": speed, "kernels": speed, "curve": curve, "rollouts": rollouts}[given.what](given)
