@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.lax import stop_gradient as stop
 from jax.nn import logsumexp, softplus
@@ -64,7 +65,6 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
     learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
     gamma: float = 0.99  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
-
     energy: Literal["norm", "l2", "dot"] = "norm"  # similarity of two representations
     contrastive_loss: Literal["fwd_infonce", "bwd_infonce", "sym_infonce", "binary_nce"] = "sym_infonce"  # critic's
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
@@ -122,10 +122,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, _):
-        h = x
-        for _ in range(4):
-            h = self.layer()(h)
-        return x + h, None
+        return x + nn.Sequential([self.layer() for _ in range(4)])(x), None
 
 
 class MLP(nn.Module):
@@ -143,8 +140,7 @@ class MLP(nn.Module):
             over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
             x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
         else:
-            for _ in range(self.depth):
-                x = self.layer()(x)
+            x = nn.Sequential([self.layer() for _ in range(self.depth)])(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
 
 
@@ -156,16 +152,6 @@ def sample_action(actor_out, noise):
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
     return jnp.tanh(u), log_prob.sum(-1)
-
-
-def correlate(noise, correlation):
-    """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
-
-    def step(before, fresh):
-        now = correlation * before + jnp.sqrt(1 - correlation**2) * fresh
-        return now, now
-
-    return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
@@ -206,7 +192,6 @@ def buffer_add(buffer, transitions, traj_id):
     """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; capacity is a multiple of time."""
     (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
     start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
-
     write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
     data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
     last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
@@ -233,15 +218,6 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     k = jnp.ceil(exact_k).astype(jnp.int32).clip(1, n)
     now, future = (jax.tree.map(lambda x: x[i % capacity, env], buffer.data) for i in (step, step + k - 1))
     return now, future
-
-
-def actor_goals(own, commanded, random_share, commanded_share):
-    """Goals that the actor practises, (..., batch, goal_dim): a batch's own future goals, but for the two shares."""
-    batch_size = own.shape[-2]
-    row = jnp.arange(batch_size)[:, None]
-    another = jnp.roll(own, -1, axis=-2)  # rows are drawn independently, so that the next one's goal is a random goal
-    goals = jnp.where(row < random_share * batch_size, another, own)
-    return jnp.where(row >= (1 - commanded_share) * batch_size, commanded, goals)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -277,9 +253,8 @@ def critic_loss(params, state, action, goal, networks, args):
     phi, psi = (jax.lax.all_gather(x, args.axes, tiled=True) for x in (phi, psi))  # rows of all devices are negatives
     inner = jnp.matmul(phi, psi.T, precision="highest")  # differences of large squares: no place for TF32
     logits = energy(args.energy, phi[:, None], psi, inner)
-    lse = logsumexp(logits, axis=1)
+    positive, lse = jnp.diag(logits), logsumexp(logits, axis=1)
     loss = contrastive_loss(args.contrastive_loss, logits) + args.logsumexp_penalty * jnp.mean(lse**2)
-    positive = jnp.diag(logits)
     return loss, {
         "critic": loss,
         "categorical_accuracy": jnp.mean(jnp.sum(logits >= positive[:, None], axis=1) == 1),  # only itself
@@ -299,6 +274,14 @@ def actor_loss(params, state, goal, noise, networks, args):
     return jnp.mean(alpha * log_prob - reached), -jnp.mean(log_prob)
 
 
+def actor_goals(own, commanded, random_share, commanded_share):
+    """Goals g' that the actor practises, (batch, goal_dim): a row's own, but for the two shares of the batch."""
+    row = np.arange(len(own))[:, None]  # of NumPy: with shares of 0 XLA knows the choice, and computes ψ(g) once
+    random = jnp.roll(own, -1, axis=0)  # rows are drawn independently, so that the next one's goal is a random goal
+    goals = jnp.where(row < random_share * len(own), random, own)
+    return jnp.where(row >= (1 - commanded_share) * len(own), commanded, goals)
+
+
 def alpha_loss(params, entropy, target_entropy):
     """L(α); it falls while the policy has more entropy than its target."""
     return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
@@ -306,10 +289,10 @@ def alpha_loss(params, entropy, target_entropy):
 
 def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
-    state, action, goal, actor_goal = batch
-    actor_goal = goal if actor_goal is None else actor_goal  # XLA computes ψ(g) once for both losses
+    state, action, goal, commanded = batch
     critic, metrics = critic_loss(params, state, action, goal, networks, args)
-    actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
+    goal = actor_goals(goal, commanded, args.random_goals, args.commanded_goals)
+    actor, entropy = actor_loss(params, state, goal, noise, networks, args)
     alpha = alpha_loss(params, entropy, args.target_entropy * action.shape[-1])
     metrics |= {"actor": actor, "alpha_loss": alpha, "alpha": jnp.exp(params["log_alpha"]), "entropy": entropy}
     return critic + actor + alpha, metrics
@@ -341,8 +324,7 @@ def make_schedule(args):
 
 
 def make_networks(args, env):
-    layer = partial(Layer, args.width, args.activation, args.layer_norm)
-    mlp = partial(MLP, layer, args.depth, args.residual)
+    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
     return Networks(mlp(2 * env.action_size), mlp(args.repr_dim), mlp(args.repr_dim))
 
 
@@ -356,10 +338,7 @@ class RunnerState(NamedTuple):
 
 
 def act(networks, runner, obs, noise):
-    """Actions, (..., action_dim), for observations (..., observation_size): how training, evaluation and films act.
-
-    Standard normal noise, like the actions, samples the policy; 0 takes its mean.
-    """
+    """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
     action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
     return action
 
@@ -369,8 +348,7 @@ def make_train(args, env=None, eval_env=None):
 
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
-    tasks of one's own, instead of those that `args` names. With `--num-devices` each device calls both for its part of
-    environments, buffer and batches; `args.axes` is the mapped axis for collectives, () with one device.
+    tasks of one's own. With `--num-devices` each device calls both for its part of environments, buffer and batches.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, layout=args.layout), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
@@ -392,15 +370,12 @@ def make_train(args, env=None, eval_env=None):
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
             action = act(networks, runner, env_state.obs, noise)
-            traj_id = env_state.info["traj_id"]
-            env_state = train_env.step(env_state, action)
-            achieved = env.achieved(env_state.info["next_obs"])
-            return env_state, (Transition(state, action, goal, achieved), traj_id)
+            after = train_env.step(env_state, action)
+            achieved = env.achieved(after.info["next_obs"])
+            return after, (Transition(state, action, goal, achieved), env_state.info["traj_id"])
 
         key, noise_key = jax.random.split(runner.key)
-        steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
-        noise = correlate(jax.random.normal(noise_key, (steps, num_envs, size)), args.noise_correlation)
-        noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
+        noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key)
@@ -436,10 +411,7 @@ def make_train(args, env=None, eval_env=None):
         key, batch_key, noise_key = jax.random.split(runner.key, 3)
         shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        shares = args.random_goals, args.commanded_goals
-        swept = any(isinstance(share, jax.Array) for share in shares)  # over several values at once
-        goals = actor_goals(future.next_goal, now.goal, *shares) if swept or any(shares) else None
-        batches = now.state, now.action, future.next_goal, goals
+        batches = now.state, now.action, future.next_goal, now.goal
         noise = jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
         last = jax.tree.map(lambda x: x[-1], (batches, noise))  # one batch is enough for metrics

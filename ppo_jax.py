@@ -104,10 +104,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, _):
-        h = x
-        for _ in range(4):
-            h = self.layer()(h)
-        return x + h, None
+        return x + nn.Sequential([self.layer() for _ in range(4)])(x), None
 
 
 class MLP(nn.Module):
@@ -125,8 +122,7 @@ class MLP(nn.Module):
             over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
             x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
         else:
-            for _ in range(self.depth):
-                x = self.layer()(x)
+            x = nn.Sequential([self.layer() for _ in range(self.depth)])(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
 
 
@@ -271,8 +267,7 @@ def make_schedule(args):
 
 
 def make_networks(args, env):
-    layer = partial(Layer, args.width, args.activation, args.layer_norm)
-    mlp = partial(MLP, layer, args.depth, args.residual)
+    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
     return Networks(mlp(2 * env.action_size), mlp(1))
 
 
@@ -298,10 +293,7 @@ def actor_output(networks, runner, obs):
 
 
 def act(networks, runner, obs, noise):
-    """Actions, (..., action_dim), for observations (..., observation_size): how evaluation and films act.
-
-    Standard normal noise, like the actions, samples the policy; 0 takes its mean.
-    """
+    """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
     return jnp.tanh(sample_u(actor_output(networks, runner, obs), noise))
 
 

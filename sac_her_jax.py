@@ -108,10 +108,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, _):
-        h = x
-        for _ in range(4):
-            h = self.layer()(h)
-        return x + h, None
+        return x + nn.Sequential([self.layer() for _ in range(4)])(x), None
 
 
 class MLP(nn.Module):
@@ -129,8 +126,7 @@ class MLP(nn.Module):
             over_blocks = dict(variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth // 4)
             x, _ = nn.scan(ResidualBlock, **over_blocks)(self.layer)(x, None)
         else:
-            for _ in range(self.depth):
-                x = self.layer()(x)
+            x = nn.Sequential([self.layer() for _ in range(self.depth)])(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
 
 
@@ -142,16 +138,6 @@ def sample_action(actor_out, noise):
     log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     log_prob -= 2 * (math.log(2) - u - softplus(-2 * u))  # log(1 - tanh(u)²), exact also where tanh saturates
     return jnp.tanh(u), log_prob.sum(-1)
-
-
-def correlate(noise, correlation):
-    """Makes each step of standard normal noise, (time, ...), correlated with the step before: an AR(1) process."""
-
-    def step(before, fresh):
-        now = correlation * before + jnp.sqrt(1 - correlation**2) * fresh
-        return now, now
-
-    return jnp.concatenate([noise[:1], jax.lax.scan(step, noise[0], noise[1:])[1]])
 
 
 # ---- replay buffer ---------------------------------------------------------------------------------------------------
@@ -193,7 +179,6 @@ def buffer_add(buffer, transitions, traj_id):
     """Writes `transitions` and `traj_id`, (time, num_envs, ...), over the oldest; capacity is a multiple of time."""
     (capacity, num_envs), time_steps = buffer.traj_id.shape, len(traj_id)
     start, steps = buffer.num_steps % capacity, buffer.num_steps + jnp.arange(time_steps)[:, None]
-
     write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
     data, traj_ids = jax.tree.map(write, (buffer.data, buffer.traj_id), (transitions, traj_id))
     last_step = buffer.last_step.at[traj_id % capacity, jnp.arange(num_envs)].max(steps)
@@ -295,8 +280,7 @@ def make_schedule(args):
 
 
 def make_networks(args, env):
-    layer = partial(Layer, args.width, args.activation, args.layer_norm)
-    mlp = partial(MLP, layer, args.depth, args.residual)
+    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
     return Networks(mlp(2 * env.action_size), mlp(1))
 
 
@@ -311,10 +295,7 @@ class RunnerState(NamedTuple):
 
 
 def act(networks, runner, obs, noise):
-    """Actions, (..., action_dim), for observations (..., observation_size): how training, evaluation and films act.
-
-    Standard normal noise, like the actions, samples the policy; 0 takes its mean.
-    """
+    """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
     action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
     return action
 
@@ -349,16 +330,13 @@ def make_train(args, env=None, eval_env=None):
         def step(env_state, noise):
             state, _ = jnp.split(env_state.obs, [env.state_dim], axis=-1)
             action = act(networks, runner, env_state.obs, noise)
-            traj_id = env_state.info["traj_id"]
-            env_state = train_env.step(env_state, action)
-            next_state, goal = jnp.split(env_state.info["next_obs"], [env.state_dim], axis=-1)  # arm_grasp's goal moves
-            terminated = env_state.done - env_state.info["truncation"]
-            return env_state, (Transition(state, action, goal, next_state, terminated), traj_id)
+            after = train_env.step(env_state, action)
+            next_state, goal = jnp.split(after.info["next_obs"], [env.state_dim], axis=-1)  # arm_grasp's goal moves
+            terminated = after.done - after.info["truncation"]
+            return after, (Transition(state, action, goal, next_state, terminated), env_state.info["traj_id"])
 
         key, noise_key = jax.random.split(runner.key)
-        steps, size = schedule.unroll_length * args.action_chunk, env.action_size // args.action_chunk
-        noise = correlate(jax.random.normal(noise_key, (steps, num_envs, size)), args.noise_correlation)
-        noise = jnp.concatenate([noise[i :: args.action_chunk] for i in range(args.action_chunk)], axis=-1)
+        noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer = buffer_add(runner.buffer, transitions, traj_id)
         return runner._replace(env_state=env_state, buffer=buffer, key=key)

@@ -149,6 +149,21 @@ class BatchedEnv(Wrapper):
         return state.replace(pipeline_state=physics, obs=obs, info=info | new | {"ended": ended})
 
 
+def action_noise(env: BatchedEnv, key: jax.Array, num_actions: int, correlation: float = 0.0) -> jax.Array:
+    """Standard normal noise for actions in a row, (num_actions, num_envs, action_size), each environment's its own.
+
+    From one single step to the next it is an AR(1) process with `correlation`, across chunks too.
+    """
+    white = jax.random.normal(key, (num_actions * env.action_chunk, env.num_envs, env.action_size // env.action_chunk))
+
+    def step(before, fresh):
+        now = correlation * before + jnp.sqrt(1 - correlation**2) * fresh
+        return now, now
+
+    noise = jnp.concatenate([white[:1], jax.lax.scan(step, white[0], white[1:])[1]])
+    return jnp.concatenate([noise[i :: env.action_chunk] for i in range(env.action_chunk)], axis=-1)
+
+
 def train_metrics(state: State, axes: tuple[str, ...] = ()) -> tuple[dict[str, jax.Array], State]:
     """Means over the episodes of a batch that have ended since the last call, and the batch with its counts at zero.
 

@@ -29,7 +29,6 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     "crl_jax": {
         "sample_action": "tests/crl/test_losses.py -k 'density or saturates or log_std'",
-        "correlate": "tests/crl/test_losses.py -k correlated_noise",
         "buffer_add sample_pairs": "tests/crl/test_buffer.py",
         "actor_goals": "tests/crl/test_losses.py -k goals_of_the_actor",
         "energy contrastive_loss": "tests/crl/test_losses.py -k 'energies or contrastive_losses'",
@@ -63,7 +62,7 @@ CORE = {
         "make_schedule": "tests/ppo/test_ppo.py -k 'accounted or whole_minibatches'",
     },
     "envs.wrappers": {
-        "where_done ActionChunk BatchedEnv train_metrics": "tests/envs/test_wrappers.py",
+        "where_done ActionChunk BatchedEnv action_noise train_metrics": "tests/envs/test_wrappers.py",
     },
     "envs.evaluate": {
         "evaluate": "tests/envs/test_evaluate.py -k test_evaluation",

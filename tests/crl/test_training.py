@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from crl_jax import Args, actor_goals, make_schedule, make_train
+from crl_jax import Args, make_schedule, make_train
 from envs import UsageError
 
 TINY = Args(
@@ -88,16 +88,6 @@ def test_sizes_that_do_not_divide_are_rounded_up():
         assert schedule.num_epochs >= 1 and total_timesteps(schedule) >= total
         warmup = (schedule.warmup_iterations + 1) * chunk * schedule.unroll_length
         assert 50 <= warmup < 50 + chunk * schedule.unroll_length  # --learning-starts
-
-
-def test_the_actor_practises_its_shares_of_goals():
-    own, commanded = np.arange(2 * 10 * 3.0).reshape(2, 10, 3), -np.ones((2, 10, 3))
-    goals = np.array(actor_goals(own, commanded, 0.25, 0.3))
-    np.testing.assert_array_equal(goals[:, :3], own[:, 1:4])  # 0.25 of 10 rows, rounded up: the next row's
-    np.testing.assert_array_equal(goals[:, 3:7], own[:, 3:7])
-    np.testing.assert_array_equal(goals[:, 7:], commanded[:, 7:])
-    np.testing.assert_array_equal(actor_goals(own, commanded, 0.0, 0.0), own)
-    np.testing.assert_array_equal(actor_goals(own, commanded, 0.0, 1.0), commanded)
 
 
 def test_same_seed_same_bits(tiny):

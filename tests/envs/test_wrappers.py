@@ -195,3 +195,18 @@ def test_physics_that_breaks_in_the_first_step_after_a_reset_truncates():
     _, after, _ = program(3, 4, 1)(np.tile(np.float32(BREAKS), (TIME, 3, 1)))
     np.testing.assert_array_equal(after["done"], 1)
     np.testing.assert_array_equal(after["truncation"], 1)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_noise_is_standard_normal_and_as_correlated_as_is_said(correlation, chunk):
+    """From single step to single step, also from the last of a chunk to the first of the next."""
+    env = SimpleNamespace(num_envs=40_000, action_chunk=chunk, action_size=2 * chunk)
+    noise = envs.action_noise(env, jax.random.key(0), 12 // chunk, correlation)
+    assert noise.shape == (12 // chunk, 40_000, 2 * chunk)
+    single = np.float64(noise).reshape(12 // chunk, 40_000, chunk, 2).swapaxes(1, 2).reshape(12, 40_000, 2)
+    np.testing.assert_allclose(single.mean(1), 0, atol=0.025)
+    expected = correlation ** np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    for i in range(2):
+        np.testing.assert_allclose(np.cov(single[:, :, i]), expected, atol=0.035)
+    np.testing.assert_allclose((single[:, :, 0] * single[:, :, 1]).mean(), 0, atol=0.01)  # each of its own

@@ -20,7 +20,6 @@ from sac_her_jax import (
     Transition,
     buffer_add,
     buffer_init,
-    correlate,
     make_schedule,
     make_train,
     sample_transitions,
@@ -219,13 +218,3 @@ def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
 def test_nonsense_is_refused(flags, message):
     with pytest.raises(envs.UsageError, match=message):
         dataclasses.replace(TINY, **flags)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
-def test_correlated_noise_is_standard_normal_at_each_step(correlation):
-    white = jax.random.normal(jax.random.key(0), (12, 40_000))
-    noise = np.float64(correlate(white, correlation))
-    assert correlation or np.array_equal(noise, white)
-    np.testing.assert_allclose(noise.mean(1), 0, atol=0.025)
-    expected = correlation ** np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
-    np.testing.assert_allclose(np.cov(noise), expected, atol=0.035)

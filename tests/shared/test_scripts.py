@@ -237,7 +237,7 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
     one, other = map(load, (one, other))
     shared = ["Layer", "ResidualBlock", "MLP", "Schedule", "epoch", "train", "main"]
     if "ppo" not in one.__name__ + other.__name__:
-        shared += ["Buffer", "buffer_init", "buffer_add", "unroll", "correlate"]
+        shared += ["Buffer", "buffer_init", "buffer_add", "unroll"]
         if "crl" not in one.__name__ + other.__name__:
             shared += ["sample_transitions", "q_values"]
         if "td3" not in one.__name__ + other.__name__:
