@@ -95,9 +95,11 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
 
 OF_TASKS = {  # defaults of tasks whose id begins like this, for the command line
-    "ant": dict(action_chunk=3, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True, total_timesteps=2_500_000),
+    "ant": dict(
+        action_chunk=3, gamma=0.95, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True, total_timesteps=2_500_000
+    ),
     "arm_push": dict(commanded_goals=0.5, target_entropy=-1.0, layer_norm=True, total_timesteps=1_500_000),
-    "cheetah": dict(num_envs=64, anneal_lr=True, total_timesteps=1_000_000),
+    "cheetah": dict(num_envs=64, gamma=0.95, anneal_lr=True, total_timesteps=1_000_000),
     "pusher": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
     "simple": dict(num_envs=64, gamma=0.97),
 }
@@ -224,10 +226,7 @@ def sample_pairs(buffer, key, batch_shape, gamma):
 
 
 def energy(name, phi, psi, inner):
-    """energy(φ, ψ) of representations (batch, repr_dim), by their inner products: all pairs cost one matrix product.
-
-    Of rows, `inner` is (batch,). Of all pairs it is (batch, batch), and φ (batch, 1, repr_dim).
-    """
+    """energy(φ, ψ) of rows (batch, repr_dim), given their inner products, (batch,) or (batch, batch) of all pairs."""
     squared_distance = jnp.maximum((phi**2).sum(-1) + (psi**2).sum(-1) - 2 * inner, 0)
     return {"norm": -jnp.sqrt(squared_distance + 1e-6), "l2": -squared_distance, "dot": inner}[name]
 

@@ -13,13 +13,14 @@ from brax.envs import PipelineEnv, State
 from brax.io import mjcf
 
 from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
+from envs.warp_pipeline import WarpPipeline
 
 
 class UsageError(ValueError):
     """What the user of a program can mend, in a sentence that says how; shown without a traceback."""
 
 
-MUJOCO = ("mjx", "mujoco")  # one physics, two programs
+MUJOCO = ("mjx", "mujoco", "warp")  # one physics, three programs
 SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
 _TARGETS = {"target": 0, "marker": 0, "goal": 0, "goal2": 3}  # bodies that show a goal; where in it their place begins
@@ -115,21 +116,21 @@ class GoalEnv(PipelineEnv):
     episode_length: int = 1000  # recommended, in steps
     benchmark_backend: str = "mjx"  # the pipeline of the published results, for accelerators
     cpu_backend: str = "mujoco"  # the pipeline to take where there is no accelerator
-    backends: tuple[str, ...] = ("generalized", "positional", "spring", "mjx", "mujoco")
+    backends: tuple[str, ...] = ("generalized", "positional", "spring", *MUJOCO)
     action_chunk: int = 1  # single steps of an action, see `envs.chunk`
     view: tuple[float, float] = (90, -50)  # azimuth and elevation from which pictures show it, degrees
 
     def __init__(self, backend: str, dense_reward: bool = False):
         self.dense_reward = dense_reward
         spec, n_frames = self.build(backend)
-        native = backend == "mujoco"
-        model = add_body_sensors(spec) if native else spec.compile()
+        model = add_body_sensors(spec) if backend == "mujoco" else spec.compile()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Brax System, piplines")  # an advertisement for MJX, at every load
             sys = mjcf.load_model(model)
-        super().__init__(sys, backend="mjx" if native else backend, n_frames=n_frames)
-        if native:
-            self._backend, self._pipeline = backend, MujocoPipeline(model, n_frames)
+        own = {"mujoco": MujocoPipeline, "warp": WarpPipeline}
+        super().__init__(sys, backend="mjx" if backend in own else backend, n_frames=n_frames)
+        if backend in own:
+            self._backend, self._pipeline = backend, own[backend](model, n_frames)
 
     # ---- what a task says -------------------------------------------------------------------------------------------
 
@@ -259,6 +260,6 @@ class GoalEnv(PipelineEnv):
         )
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:
-        if self.backend == "mujoco":  # all `n_frames` substeps in one call
+        if self.backend in ("mujoco", "warp"):  # all `n_frames` substeps in one call
             return self._pipeline.step(pipeline_state, action)
         return super().pipeline_step(pipeline_state, action)

@@ -82,7 +82,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
 
 @pytest.mark.quick
 def test_unknown_backend_names_those_that_do():
-    with pytest.raises(ValueError, match="generalized, positional, spring, mjx, mujoco"):
+    with pytest.raises(ValueError, match="generalized, positional, spring, mjx, mujoco, warp"):
         envs.make("reacher", backend="bullet")
 
 

@@ -53,7 +53,7 @@ def test_mistakes_get_one_line(script, tmp_path):
         ("--env-id my_task:Cart", "error: env id 'my_task:Cart': there is no module 'my_task' here"),
         ("--env-id envs:Cart", "error: env id 'envs:Cart': envs has no GoalEnv 'Cart'"),
         ("--layout '#r.g#'", "error: reacher is no maze: it has no layout"),
-        ("--backend warp", "error: reacher does not run on backend 'warp'; choose one of"),
+        ("--backend bullet", "error: reacher does not run on backend 'bullet'; choose one of"),
         ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals, actions or physics than the task"),
         ("--resume nowhere", "error: nowhere is not the directory of a run: there is no args.json in it"),
         ("--resume ''", "error: an empty directory: is a shell's variable not set?"),
