@@ -86,6 +86,12 @@ def test_unknown_backend_names_those_that_do():
         envs.make("reacher", backend="bullet")
 
 
+def test_warp_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr("mujoco.mjx.warp.WARP_INSTALLED", False)
+    with pytest.raises(envs.UsageError, match=r'pip install "mujoco-mjx\[warp\]"'):
+        envs.make("reacher", backend="warp")
+
+
 def test_reacher_starts_and_goals(reacher, starts):
     assert reacher.state_dim == 10 and reacher.goal_indices == (4, 5, 6) and reacher.action_size == 2
     q, qd = starts.pipeline_state.q, starts.pipeline_state.qd
