@@ -123,7 +123,7 @@ def test_all_ids_and_their_default_pipelines(monkeypatch):
         envs.GoalEnv, "__init__", lambda self, backend, dense_reward=False: vars(self).update(b=backend)
     )
     for env_id, (*_, benchmark, _, _) in FACTS.items():
-        assert registry.make(env_id).b == "spring" if "ant" in env_id and env_id != "ant_push" else "mujoco"
+        assert registry.make(env_id).b == ("spring" if env_id.startswith("ant") and env_id != "ant_push" else "mujoco")
         with monkeypatch.context() as patch:
             patch.setattr(jax, "default_backend", lambda: "gpu")
             assert registry.make(env_id).b == ("mujoco" if benchmark == "generalized" else benchmark)
