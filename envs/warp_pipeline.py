@@ -11,8 +11,8 @@ import numpy as np
 from brax import base
 from mujoco import mjx
 
-# Room for each environment. Random actions came to 16 and 65 on the task with the most, arm_binpick_easy_eef; contacts
-# are shared by the batch, so that one environment may have more of them.
+# Room for each environment. Random actions came to 16 and 65 on the task with the most, arm_binpick_easy_eef. Contacts
+# are shared by the batch, so that one environment may have more of them; pairs of geometries that come near count too.
 CONTACTS, CONSTRAINTS = 32, 160
 
 
@@ -20,15 +20,23 @@ class WarpPipeline:
     """Steps a batch of environments with MuJoCo Warp.
 
     Pure, and with the same states as `MujocoPipeline`: `q` and `qd` are new after a step while `x` and `xd` belong to
-    the start of its last substep. Between two control steps nothing else is kept: the solver starts cold.
+    the start of its last substep. Between two control steps nothing else is kept: the solver starts cold. Where the
+    simulation is unstable, or had no room for all constraints, `q` is NaN. Where the batch has no room for all
+    contacts, Warp leaves some out and prints that.
     """
 
     def __init__(self, model: mujoco.MjModel, n_frames: int):
         import warp  # only here: few have it installed
+        from mujoco.mjx.warp import mjwp_types
 
+        if model.na:
+            raise ValueError("actuators with a state of their own (dyntype) are not supported")
         warp.config.log_level = warp.LOG_WARNING  # without a line for each kernel that it compiles
         self._mj_model, self._n_frames = model, n_frames
-        self._model = mjx.put_model(model, impl="warp")
+        self._kinds = mjwp_types.OverflowType
+        warned = int(self._kinds.ALL & ~(self._kinds.ITERATIONS | self._kinds.LS_ITERATIONS))
+        # A solver that stops after its iterations is no news; with hundreds of environments it would fill the screen.
+        self._model = mjx.put_model(model, impl="warp").tree_replace({"opt._impl.warn_overflow": warned})
         self._split = np.cumsum([model.nq, model.nv])
 
     def init(self, sys: base.System, q, qd, act=None, ctrl=None, debug=False) -> base.State:
@@ -54,11 +62,14 @@ class WarpPipeline:
                 start = data.replace(qpos=q, qvel=qd, ctrl=ctrl)
                 return jax.lax.fori_loop(0, times, lambda _, data: function(self._model, data), start)
 
-            end = jax.vmap(one, axis_size=len(batch))(batch)
+            end = jax.vmap(one)(batch)
             moved = end.xpos - end.subtree_com[:, self._mj_model.body_rootid]
             ang, vel = jnp.split(end.cvel, 2, axis=-1)  # of the body's tree, about its centre of mass
             vel += jnp.cross(ang, moved)
-            parts = end.qpos, end.qvel, *(x[:, 1:] for x in (end.xpos, end.xquat, vel, ang))  # without the world
+            wild = jnp.abs(jnp.concatenate([end.qpos, end.qvel], axis=-1)).max(-1) >= mujoco.mjMAXVAL
+            full = end._impl.overflow & self._kinds.NEFC > 0  # in any of the substeps
+            q = jnp.where((wild | full)[:, None], jnp.nan, end.qpos)
+            parts = q, end.qvel, *(x[:, 1:] for x in (end.xpos, end.xquat, vel, ang))  # without the world
             return tuple(x.reshape(*inputs.shape[:-1], *x.shape[1:]) for x in parts)
 
         @run.def_vmap

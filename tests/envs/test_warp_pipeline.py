@@ -30,10 +30,29 @@ def test_it_agrees_with_native_mujoco(env_id):
 
 
 def test_a_state_that_is_not_finite_is_left_alone():
-    """As on every pipeline: the step does not take place."""
+    """As on every pipeline: the step does not take place, in this environment and in no other."""
     env = envs.make("reacher", "warp")
-    state = jax.jit(env.reset)(jax.random.key(0))
-    broken = state.replace(pipeline_state=state.pipeline_state.replace(qd=jnp.full(4, jnp.nan)))
-    after = jax.jit(env.step)(broken, jnp.zeros(2))
-    assert after.metrics["unstable"] == 1
-    np.testing.assert_array_equal(after.obs, state.obs)
+    reset, step = (jax.jit(jax.vmap(function)) for function in (env.reset, env.step))
+    state = reset(jax.random.split(jax.random.key(0), 3))
+    physics = state.pipeline_state
+    broken = state.replace(pipeline_state=physics.replace(qd=physics.qd.at[1].set(jnp.nan)))
+    after, sound = step(broken, jnp.zeros((3, 2))), step(state, jnp.zeros((3, 2)))
+    assert after.metrics["unstable"].tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(after.obs[1], state.obs[1])
+    np.testing.assert_allclose(after.obs[::2], sound.obs[::2], atol=1e-6)
+
+
+def test_constraints_without_room_are_noticed(monkeypatch):
+    """A cheetah on the floor has more of them than 4; with room for all nothing is unstable."""
+
+    def unstable():
+        env = envs.make("cheetah", "warp")
+        step = jax.jit(jax.vmap(env.step))
+        state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2))
+        for _ in range(8):
+            state = step(state, jnp.zeros((2, 6)))
+        return state.metrics["unstable"].tolist()
+
+    assert unstable() == [0, 0]
+    monkeypatch.setattr("envs.warp_pipeline.CONSTRAINTS", 4)
+    assert unstable() == [1, 1]
