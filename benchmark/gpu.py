@@ -1,4 +1,4 @@
-"""What a GPU is asked, most telling first, in at most 20 minutes. Everything is written as it is measured.
+"""What a GPU is asked, most telling first, for at most 20 minutes. Everything is written as it is measured.
 
     python -m benchmark.gpu                                # all of it, into runs/gpu
     python -m benchmark.gpu peer graphs --minutes 8        # parts, where a machine is lent for less
@@ -7,9 +7,9 @@
 Parts:
   peer: CRL on ant beside jaxgcrl at equal settings, 256 environments, in turns. It needs the peer's environment,
     .venv-peer, with a jax that finds the GPU.
+  environments: CRL on ant to 10 M steps, with more environments for the same updates; a folder each with curves.
   graphs: the same training under settings of XLA's command buffers, which launch many kernels at once.
-  environments: CRL on ant to 10 M steps, with environments, updates and batches grown alike; a folder each with curves.
-  physics: CRL at the peer's settings, on each pipeline that a task has, and native MuJoCo on the host's cores.
+  physics: CRL at the peer's settings on springs, mjx, warp and native MuJoCo on the host's cores, short epochs.
   long: ant_big_maze and humanoid, deeper, to as many steps as are left time for.
 
 A speed is the median over the epochs after the first, without evaluation. `table.md` has a row for each measurement.
@@ -17,7 +17,8 @@ A speed is the median over the epochs after the first, without evaluation. `tabl
 
 import argparse
 import os
-import signal
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,17 +29,17 @@ import envs
 from benchmark.learning import MEASURES, read_csv
 from benchmark.peer import PYTHON, ROOT, SPEED, peer_side
 
-WHILE = "--xla_gpu_enable_command_buffer=+WHILE"
+WHILE = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"  # an unroll has a branch: whether some episode ended
 GRAPHS = {
     "as they are": "",
     "none": "--xla_gpu_enable_command_buffer=",
     "loops too": WHILE,
-    "loops too, unrolled": f"{WHILE} --xla_gpu_command_buffer_unroll_loops=true",
     "loops too, however small": f"{WHILE} --xla_gpu_graph_min_graph_size=1",
+    "loops too, unrolled": f"{WHILE} --xla_gpu_command_buffer_unroll_loops=true",
 }
-# Environments, steps for each update, rows of a batch: the same share of the buffer is drawn for each step.
-GROWN = ((256, 16, 256), (1024, 64, 1024), (4096, 256, 4096), (4096, 256, 1024), (4096, 256, 256))
-PHYSICS = ("reacher", "cheetah", "arm_push_easy", "humanoid", "simple_u_maze")
+# Environments, steps for each update, rows of a batch: as many rows for each step, and 4 and 16 times fewer.
+GROWN = ((256, 16, 256), (4096, 256, 4096), (4096, 256, 1024), (1024, 64, 1024), (4096, 256, 256))
+PHYSICS = ("reacher", "arm_push_easy", "humanoid", "cheetah", "simple_u_maze")
 DEEP = "--depth 8 --residual --layer-norm --activation swish --batch-size 512"
 
 
@@ -66,20 +67,19 @@ class Session:
         environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
         try:
             pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            done = subprocess.run(command, env=environment, timeout=self.left(limit), **pipes)
+            done = subprocess.run(command, cwd=ROOT, env=environment, timeout=self.left(limit), **pipes)
             output, end = done.stdout, f"exit code {done.returncode}"
         except subprocess.TimeoutExpired as stopped:
             output, end = stopped.stdout or b"", f"stopped after {stopped.timeout:.0f} s"
-        lines = output.decode(errors="replace").splitlines()
-        speeds = [float(line.split()[0]) for line in lines if line.endswith(SPEED)][1:]
+        output = output.decode(errors="replace")  # in which warp may have written into a line of ours
+        speeds = [float(speed) for speed in re.findall(rf"(\d+) {SPEED}$", output, re.MULTILINE)][1:]
         if speeds:
             return self.write(part, what, f"{statistics.median(speeds):,.0f} {SPEED}, {len(speeds)} epochs")
-        self.write(part, what, f"{end}: {lines[-1][:200] if lines else 'no output'}")
+        self.write(part, what, f"{end}: {output.strip()[-200:]!r}")
 
-    def ours(self, part, what, limit=90, backend=None, env_id="ant", flags=""):
+    def ours(self, part, what, limit=90, env_id="ant", flags="", more=()):
         command = [sys.executable, "-m", "benchmark.peer", "this", "crl", "--env-id", env_id]
-        command += ["--num-envs", "4" if self.rehearse else "256", *(["--backend", backend] if backend else [])]
-        self.speed(part, what, command, limit, flags)
+        self.speed(part, what, [*command, "--num-envs", "4" if self.rehearse else "256", *more], limit, flags)
 
     def learn(self, part, what, flags, limit=240):
         """Trains until it is done or the time is up, and writes the last evaluation; `metrics.csv` is the curve."""
@@ -88,20 +88,22 @@ class Session:
         if self.rehearse:
             flags += " --num-envs 4 --total-timesteps 2000 --num-evals 2 --num-eval-envs 4 --batch-size 8"
         run = self.folder / what.replace(", ", "_").replace(" ", "_")
-        process = subprocess.Popen([sys.executable, "crl_jax.py", *flags.split(), "--run-dir", run], cwd=ROOT)
+        shutil.rmtree(run, ignore_errors=True)  # or it would go on with what an earlier call began
+        flags += f" --checkpoint-every 0 --run-dir {run}"
+        process = subprocess.Popen([sys.executable, "crl_jax.py", *flags.split()], cwd=ROOT)
         try:
-            process.wait(self.left(limit))
+            end = f"exit code {process.wait(self.left(limit))}"
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+            process.kill()
+            end = f"stopped after {limit} s"
         rows = read_csv(run / "metrics.csv")
         cells = (f"{name} {rows[-1][name]}" for name in ("steps", "seconds", *(f"eval/{x}" for x in MEASURES)))
-        self.write(part, what, ", ".join(cells) if rows else "nothing was evaluated")
+        self.write(part, what, ", ".join(cells) if rows else f"nothing was evaluated: {end}")
 
 
 def peer(session):
     finds_gpu = "import sys, jax; sys.exit(jax.default_backend() != 'gpu')"
-    if not session.rehearse and (not PYTHON.exists() or subprocess.run([PYTHON, "-c", finds_gpu]).returncode):
+    if not PYTHON.exists() or (not session.rehearse and subprocess.run([PYTHON, "-c", finds_gpu]).returncode):
         return session.write("peer", "jaxgcrl", f"{PYTHON} has no jax that finds a GPU")
     for turn in (1, 2):
         session.ours("peer", f"this, turn {turn}")
@@ -129,7 +131,8 @@ def physics(session):
         task, _ = envs.registry.TASKS[env_id]
         for backend in ("spring", "mjx", "warp", "mujoco"):
             if backend in task.backends:
-                session.ours("physics", f"{env_id}, {backend}", 60, backend, env_id)
+                more = "--backend", backend, "--iterations", "4"
+                session.ours("physics", f"{env_id}, {backend}", 120, env_id, more=more)
 
 
 def long(session):
@@ -138,7 +141,7 @@ def long(session):
         session.learn("long", env_id, f"--env-id {env_id} {DEEP} {many}", limit=600)
 
 
-PARTS = {part.__name__: part for part in (peer, graphs, environments, physics, long)}
+PARTS = {part.__name__: part for part in (peer, environments, graphs, physics, long)}
 
 
 def main():
@@ -150,7 +153,8 @@ def main():
     given = parser.parse_args()
     if unknown := set(given.parts) - PARTS.keys():
         parser.error(f"no part {unknown.pop()!r}: choose from {', '.join(PARTS)}")
-    session = Session(given.folder.absolute(), given.minutes, given.rehearse)
+    folder = given.folder.absolute() / ("rehearsal" if given.rehearse else "")
+    session = Session(folder, given.minutes, given.rehearse)
     for name in given.parts or PARTS:
         PARTS[name](session)
 

@@ -123,9 +123,9 @@ def no_evaluation(module):
     return mock.patch.object(module.envs, "evaluate", lambda *args: {})
 
 
-def train_this(algorithm, env_id, num_envs, backend):
+def train_this(algorithm, env_id, num_envs, backend, iterations):
     """Prints the speed of each epoch."""
-    module, args = make_args(algorithm, env_id, num_envs, backend)
+    module, args = make_args(algorithm, env_id, num_envs, backend, iterations)
     schedule = module.make_schedule(args)
     init, train = module.make_train(args)
     runner = jax.jit(init)(jax.random.key(0))
@@ -296,6 +296,8 @@ def main():
         command.add_argument("--num-envs", type=int, default=64, help="for `learning` the peer's alone")
         if what in ("speed", "this"):
             command.add_argument("algorithm", choices=SETTINGS)
+        if what == "this":
+            command.add_argument("--iterations", type=int, help="of an epoch")
         if what != "curve":
             command.add_argument("--backend", help="our physics; by default the one that the task has on this machine")
         if what in ("speed", "learning"):
@@ -308,7 +310,7 @@ def main():
             command.add_argument("--run-dir", required=True, help="gets metrics.csv")
     given = parser.parse_args()
     if given.what == "this":
-        return train_this(given.algorithm, given.env_id, given.num_envs, given.backend)
+        return train_this(given.algorithm, given.env_id, given.num_envs, given.backend, given.iterations)
     set_up()
     if given.what == "curve":
         command = peer_side(*sys.argv[1:])
