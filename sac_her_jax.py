@@ -43,7 +43,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     env_id: str = "reacher"  # task, one of envs.ENV_IDS, or a class of your own, module:Class
     layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
-    backend: str | None = None  # physics; None: native MuJoCo on a CPU (most ants: spring), the benchmark's elsewhere
+    backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
     action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
 
     # budget, in single steps
@@ -241,7 +241,7 @@ def actor_loss(params, state, goal, noise, networks):
 
 
 def alpha_loss(params, entropy, target_entropy):
-    """L(α); it falls while the policy has more entropy than its target."""
+    """L(α), whose gradient lowers α while the policy has more entropy than its target."""
     return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
 
 

@@ -20,7 +20,7 @@ except AttributeError as error:  # of OpenGL's bindings, without the library tha
     if not _asked_for:
         raise
     raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={_asked_for} here: unset it") from error
-with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which nothing here needs
+with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which only `--backend warp` needs
     import mujoco.mjx  # noqa: F401
 
 from envs.base import GoalEnv, UsageError

@@ -68,8 +68,8 @@ def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: f
 
 
 def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations: int):
-    """Newton: on mjx with as few iterations as the benchmark takes, on native MuJoCo until it converges, which rarely
-    takes many. Both without implicit joint damping."""
+    """Newton: on mjx with as few iterations as the benchmark takes, on native MuJoCo and warp until it converges, which
+    rarely takes many. All without implicit joint damping."""
     if backend not in MUJOCO:
         return
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
