@@ -142,7 +142,8 @@ def trajectories():
     def seen(physics):
         return {"q": physics.q, "qd": physics.qd, "x": physics.x, "xd": physics.xd}
 
-    made = {backend: envs.make("reacher", backend=backend) for backend in Reacher.backends}
+    backends = set(Reacher.backends) - {"warp"}  # tests/envs/test_warp_pipeline.py
+    made = {backend: envs.make("reacher", backend=backend) for backend in sorted(backends)}
     assert all(env.backend == backend and float(env.dt) == pytest.approx(0.02) for backend, env in made.items())
     return {name: jax.jit(jax.vmap(partial(trajectory, env)))(keys[:2]) for name, env in made.items()}
 
