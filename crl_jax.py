@@ -273,6 +273,11 @@ def actor_loss(params, state, goal, noise, networks, args):
     return jnp.mean(alpha * log_prob - reached), -jnp.mean(log_prob)
 
 
+def alpha_loss(params, entropy, target_entropy):
+    """L(α), whose gradient lowers α while the policy has more entropy than its target."""
+    return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
+
+
 def actor_goals(own, commanded, random_share, commanded_share):
     """Goals g' that the actor practises, (batch, goal_dim): a row's own, but for the two shares of the batch."""
     row = np.arange(len(own))[:, None]  # of NumPy: with shares of 0 XLA knows the choice, and computes ψ(g) once
@@ -281,17 +286,12 @@ def actor_goals(own, commanded, random_share, commanded_share):
     return jnp.where(row >= (1 - commanded_share) * len(own), commanded, goals)
 
 
-def alpha_loss(params, entropy, target_entropy):
-    """L(α), whose gradient lowers α while the policy has more entropy than its target."""
-    return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
-
-
 def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
     state, action, goal, commanded = batch
     critic, metrics = critic_loss(params, state, action, goal, networks, args)
-    goal = actor_goals(goal, commanded, args.random_goals, args.commanded_goals)
-    actor, entropy = actor_loss(params, state, goal, noise, networks, args)
+    actor_goal = actor_goals(goal, commanded, args.random_goals, args.commanded_goals)
+    actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
     alpha = alpha_loss(params, entropy, args.target_entropy * action.shape[-1])
     metrics |= {"actor": actor, "alpha_loss": alpha, "alpha": jnp.exp(params["log_alpha"]), "entropy": entropy}
     return critic + actor + alpha, metrics
@@ -347,7 +347,8 @@ def make_train(args, env=None, eval_env=None):
 
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
-    tasks of one's own. With `--num-devices` each device calls both for its part of environments, buffer and batches.
+    tasks of one's own. With `--num-devices` each device calls both for its part of environments, buffer and batches;
+    `args.axes` is the mapped axis for collectives, () with one device.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, layout=args.layout), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)

@@ -37,8 +37,11 @@ GRAPHS = {
     "loops too, however small": f"{WHILE} --xla_gpu_graph_min_graph_size=1",
     "loops too, unrolled": f"{WHILE} --xla_gpu_command_buffer_unroll_loops=true",
 }
-# Environments, steps for each update, rows of a batch: as many rows for each step, and 4 and 16 times fewer.
-GROWN = ((256, 16, 256), (4096, 256, 4096), (4096, 256, 1024), (1024, 64, 1024), (4096, 256, 256))
+# Environments, steps for each update, rows of a batch, chunks: as many rows for each step, and 4 and 16 times fewer.
+GROWN = (
+    (256, 16, 256, 3), (4096, 256, 4096, 3), (4096, 256, 4096, 1), (4096, 256, 1024, 3), (1024, 64, 1024, 3),
+    (4096, 256, 256, 3),
+)  # fmt: skip
 PHYSICS = ("reacher", "arm_push_easy", "humanoid", "cheetah", "simple_u_maze")
 DEEP = "--depth 8 --residual --layer-norm --activation swish --batch-size 512"
 
@@ -62,15 +65,16 @@ class Session:
 
     def speed(self, part, what, command, limit, flags=""):
         """Runs a command that prints a line for each epoch, and writes its median speed."""
-        if not self.left(limit):
+        limit = self.left(limit)
+        if not limit:
             return self.write(part, what, "no time left")
         environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
         try:
             pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            done = subprocess.run(command, cwd=ROOT, env=environment, timeout=self.left(limit), **pipes)
+            done = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit, **pipes)
             output, end = done.stdout, f"exit code {done.returncode}"
         except subprocess.TimeoutExpired as stopped:
-            output, end = stopped.stdout or b"", f"stopped after {stopped.timeout:.0f} s"
+            output, end = stopped.stdout or b"", f"stopped after {limit:.0f} s"
         output = output.decode(errors="replace")  # in which warp may have written into a line of ours
         speeds = [float(speed) for speed in re.findall(rf"(\d+) {SPEED}$", output, re.MULTILINE)][1:]
         if speeds:
@@ -83,7 +87,8 @@ class Session:
 
     def learn(self, part, what, flags, limit=240):
         """Trains until it is done or the time is up, and writes the last evaluation; `metrics.csv` is the curve."""
-        if not self.left(limit):
+        limit = self.left(limit)
+        if not limit:
             return self.write(part, what, "no time left")
         if self.rehearse:
             flags += " --num-envs 4 --total-timesteps 2000 --num-evals 2 --num-eval-envs 4 --batch-size 8"
@@ -92,10 +97,11 @@ class Session:
         flags += f" --checkpoint-every 0 --run-dir {run}"
         process = subprocess.Popen([sys.executable, "crl_jax.py", *flags.split()], cwd=ROOT)
         try:
-            end = f"exit code {process.wait(self.left(limit))}"
+            end = f"exit code {process.wait(limit)}"
         except subprocess.TimeoutExpired:
             process.kill()
-            end = f"stopped after {limit} s"
+            process.wait()  # until then it holds the GPU's memory
+            end = f"stopped after {limit:.0f} s"
         rows = read_csv(run / "metrics.csv")
         cells = (f"{name} {rows[-1][name]}" for name in ("steps", "seconds", *(f"eval/{x}" for x in MEASURES)))
         self.write(part, what, ", ".join(cells) if rows else f"nothing was evaluated: {end}")
@@ -118,17 +124,16 @@ def graphs(session):
 
 
 def environments(session):
-    for num_envs, ratio, batch in GROWN:
-        for chunk in (3, 1) if num_envs == batch == 4096 else (3,):
-            what = f"{num_envs} environments, batch {batch}, chunks of {chunk}"
-            sizes = f"--num-envs {num_envs} --env-steps-per-update {ratio} --batch-size {batch} --buffer-size 2000"
-            steps = "--total-timesteps 10000000 --num-eval-envs 256"
-            session.learn("environments", what, f"--env-id ant {sizes} {steps} --action-chunk {chunk}", limit=180)
+    for num_envs, ratio, batch, chunk in GROWN:
+        what = f"{num_envs} environments, batch {batch}, chunks of {chunk}"
+        sizes = f"--num-envs {num_envs} --env-steps-per-update {ratio} --batch-size {batch} --buffer-size 2000"
+        steps = "--total-timesteps 10000000 --num-eval-envs 256"
+        session.learn("environments", what, f"--env-id ant {sizes} {steps} --action-chunk {chunk}", limit=180)
 
 
 def physics(session):
     for env_id in PHYSICS:
-        task, _ = envs.registry.TASKS[env_id]
+        task, _ = envs.TASKS[env_id]
         for backend in ("spring", "mjx", "warp", "mujoco"):
             if backend in task.backends:
                 more = "--backend", backend, "--iterations", "4"
@@ -147,7 +152,7 @@ PARTS = {part.__name__: part for part in (peer, environments, graphs, physics, l
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--minutes", type=float, default=20, help="after which nothing more is started")
+    parser.add_argument("--minutes", type=float, default=20, help="after which all of it ends")
     parser.add_argument("--folder", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--rehearse", action="store_true", help="with a few environments and steps")
     given = parser.parse_args()

@@ -21,6 +21,7 @@ class UsageError(ValueError):
 
 
 MUJOCO = ("mjx", "mujoco", "warp")  # one physics, three programs
+_OWN = {"mujoco": MujocoPipeline, "warp": WarpPipeline}  # pipelines that are not brax's
 SPRINGS = ("spring", "positional")  # they take shorter steps, and most tasks give them other motors
 SLIDE = mujoco.mjtJoint.mjJNT_SLIDE
 _TARGETS = {"target": 0, "marker": 0, "goal": 0, "goal2": 3}  # bodies that show a goal; where in it their place begins
@@ -127,10 +128,9 @@ class GoalEnv(PipelineEnv):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Brax System, piplines")  # an advertisement for MJX, at every load
             sys = mjcf.load_model(model)
-        own = {"mujoco": MujocoPipeline, "warp": WarpPipeline}
-        super().__init__(sys, backend="mjx" if backend in own else backend, n_frames=n_frames)
-        if backend in own:
-            self._backend, self._pipeline = backend, own[backend](model, n_frames)
+        super().__init__(sys, backend="mjx" if backend in _OWN else backend, n_frames=n_frames)
+        if backend in _OWN:
+            self._backend, self._pipeline = backend, _OWN[backend](model, n_frames)
 
     # ---- what a task says -------------------------------------------------------------------------------------------
 
@@ -260,6 +260,6 @@ class GoalEnv(PipelineEnv):
         )
 
     def pipeline_step(self, pipeline_state: base.State, action: jax.Array) -> base.State:
-        if self.backend in ("mujoco", "warp"):  # all `n_frames` substeps in one call
+        if self.backend in _OWN:  # all `n_frames` substeps in one call
             return self._pipeline.step(pipeline_state, action)
         return super().pipeline_step(pipeline_state, action)

@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 from brax import base
 from mujoco import mjx
+from mujoco.mjx.warp import mjwp_types, warp  # None where it is not installed: `envs.make` says so
 
 # Room for each environment. Random actions came to 16 and 65 on the task with the most, arm_binpick_easy_eef. Contacts
 # are shared by the batch, so that one environment may have more of them; pairs of geometries that come near count too.
@@ -26,16 +27,13 @@ class WarpPipeline:
     """
 
     def __init__(self, model: mujoco.MjModel, n_frames: int):
-        import warp  # only here: few have it installed
-        from mujoco.mjx.warp import mjwp_types
-
         if model.na:
             raise ValueError("actuators with a state of their own (dyntype) are not supported")
         warp.config.log_level = warp.LOG_WARNING  # without a line for each kernel that it compiles
         self._mj_model, self._n_frames = model, n_frames
-        self._kinds = mjwp_types.OverflowType
-        warned = int(self._kinds.ALL & ~(self._kinds.ITERATIONS | self._kinds.LS_ITERATIONS))
         # A solver that stops after its iterations is no news; with hundreds of environments it would fill the screen.
+        kinds = mjwp_types.OverflowType
+        warned = int(kinds.ALL & ~(kinds.ITERATIONS | kinds.LS_ITERATIONS))
         self._model = mjx.put_model(model, impl="warp").tree_replace({"opt._impl.warn_overflow": warned})
         self._split = np.cumsum([model.nq, model.nv])
 
@@ -53,9 +51,9 @@ class WarpPipeline:
         @jax.custom_batching.custom_vmap
         def run(inputs):
             batch = inputs.reshape(-1, inputs.shape[-1])
-            data = mjx.make_data(
-                self._mj_model, impl="warp", naconmax=CONTACTS * len(batch), njmax=CONSTRAINTS
-            )  # its contacts are those of all environments: hence the size of the whole batch, and not `vmap` alone
+            # Contacts are those of all environments: hence `custom_vmap`, which tells the size of the whole batch.
+            room = dict(naconmax=CONTACTS * len(batch), njmax=CONSTRAINTS)
+            data = mjx.make_data(self._mj_model, impl="warp", **room)
 
             def one(x):
                 q, qd, ctrl = jnp.split(x, self._split)
@@ -67,7 +65,7 @@ class WarpPipeline:
             ang, vel = jnp.split(end.cvel, 2, axis=-1)  # of the body's tree, about its centre of mass
             vel += jnp.cross(ang, moved)
             wild = jnp.abs(jnp.concatenate([end.qpos, end.qvel], axis=-1)).max(-1) >= mujoco.mjMAXVAL
-            full = end._impl.overflow & self._kinds.NEFC > 0  # in any of the substeps
+            full = end._impl.overflow & mjwp_types.OverflowType.NEFC > 0  # in any of the substeps
             q = jnp.where((wild | full)[:, None], jnp.nan, end.qpos)
             parts = q, end.qvel, *(x[:, 1:] for x in (end.xpos, end.xquat, vel, ang))  # without the world
             return tuple(x.reshape(*inputs.shape[:-1], *x.shape[1:]) for x in parts)

@@ -149,7 +149,7 @@ class BatchedEnv(Wrapper):
         return state.replace(pipeline_state=physics, obs=obs, info=info | new | {"ended": ended})
 
 
-def action_noise(env: BatchedEnv, key: jax.Array, num_actions: int, correlation: float = 0.0) -> jax.Array:
+def action_noise(env: BatchedEnv, key: jax.Array, num_actions: int, correlation: float) -> jax.Array:
     """Standard normal noise for actions in a row, (num_actions, num_envs, action_size), each environment's its own.
 
     From one single step to the next it is an AR(1) process with `correlation`, across chunks too.

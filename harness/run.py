@@ -179,7 +179,7 @@ def _make_directory(args: RunArgs) -> Path:
 def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory: Path, steps: int, epochs: range):
     print(f"{args.env_id} on {env.backend} physics, learning on {jax.devices()[0]}")
     if env.backend == "warp":
-        print("warp adds up forces in any order: on a GPU no run, nor one that goes on, ends in the bits of another")
+        print("on a GPU warp rounds differently each time: a run that is resumed ends in other bits")
     ratio = schedule.steps_per_iteration / schedule.updates_per_iteration
     print(f"{steps:,} environment steps in {epochs.stop - 1} epochs, an update every {ratio:.3g} steps", end=", ")
     print(f"{_num_bytes(shapes) / 1e6:.0f} MB of state")
