@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -46,6 +47,9 @@ def start(script, *flags, cwd, **more):
 def run(script, *flags, cwd):
     """In this process: its exceptions arrive, and nothing is imported anew. Returns what it printed."""
     module = importlib.import_module(script)
+    if "--resume" in flags or "--run-dir" in flags:
+        # TensorBoard reads a run's files by second, then by a count in the process as text, where 10 is before 9.
+        time.sleep(1 - time.time() % 1)
     before = signal.getsignal(signal.SIGINT)  # which a run sets as it likes it
     try:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
