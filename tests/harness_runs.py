@@ -76,7 +76,7 @@ def only_run(folder):
 
 def saved(directory):
     """Epochs of its checkpoints."""
-    return sorted(int(path.name[6:]) for path in (directory / "checkpoints").iterdir())
+    return sorted(int(path.name[6:]) for path in (directory / "checkpoints").glob("epoch_??????"))
 
 
 def scalars(directory):
