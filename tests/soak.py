@@ -50,7 +50,7 @@ def end(process, number):
 def kills(count):
     """Kills runs, by random signals at moments drawn from the time that an undisturbed one takes; the same command goes
     on with each, until it has ended."""
-    steps = "--total-timesteps 30000 --num-evals 100 --checkpoint-every 10 --run-dir mine"
+    steps = "--total-timesteps 12000 --num-evals 40 --checkpoint-every 4 --run-dir mine"
     line = [*SIZES, *shlex.split(steps)]
     random.seed(0)
     signals = collections.Counter()
