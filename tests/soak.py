@@ -74,7 +74,9 @@ def kills(count):
                 except subprocess.TimeoutExpired:
                     number = random.choice(SIGNALS)
                     err = end(process, number)
-                    signals[number.name] += 1
+                if process.returncode == 0:
+                    break  # it came to its end just then
+                signals[number.name] += 1
                 checkpoints = disturbed / "mine" / "checkpoints"
                 epochs = saved(disturbed / "mine") if checkpoints.exists() else []
                 print(f"{signals.total()}: {number.name}, exit {process.returncode}, checkpoints {epochs}", flush=True)
