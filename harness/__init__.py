@@ -12,8 +12,9 @@ What `run` asks of its arguments, and nothing else:
 
   args: an instance of a frozen dataclass that extends `harness.RunArgs`. Each field is a flag; those that all scripts
     have are listed in docs/flags-and-metrics.md. A `__post_init__` of its own first calls `super().__post_init__()`;
-    `harness.check` refuses values. `env_id` names the task; `eval_env_id`, `episode_length` (None is the task's own),
-    `num_eval_envs` and `eval_noise` are read by `--evaluate` and by films.
+    `harness.check(condition, message)` refuses values for which the condition is false. It must have the fields
+    `env_id`, and `eval_env_id`, `episode_length` (None is the task's own), `num_eval_envs` and `eval_noise`, which
+    `--evaluate` and films read. If it has `total_timesteps`, `--resume` can go on to more of them.
   env, eval_env: `envs.GoalEnv`s, trained and evaluated on.
   schedule: has `steps_per_iteration` and `updates_per_iteration`, environment steps and updates between two returns to
     the buffer or rollout; `warmup_iterations`, which `init` takes, `iterations_per_epoch`, and `num_epochs`. What is

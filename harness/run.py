@@ -161,7 +161,7 @@ def _check_finite(args: RunArgs, epoch: int, metrics: dict[str, np.ndarray]):
     for name, value in metrics.items():
         if not np.isfinite(value).all():
             lost = args.seed + np.flatnonzero(~np.isfinite(value))
-            kept = "its checkpoints are of earlier epochs; lower learning rates may help"
+            kept = "checkpoints are of earlier epochs, if there are any; lower learning rates may help"
             raise UsageError(f"{name} is not finite in epoch {epoch} with seed {', '.join(map(str, lost))}; {kept}")
 
 
