@@ -172,7 +172,7 @@ def overview(tasks):
         }
         best = max((near for _, near in ends.values()), default="")
         cells = {method: " / ".join(end) for method, end in ends.items()}
-        cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best}
+        cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best > 0}
         rows.append({"task": f"`{task}`", "steps": f"{steps:,.0f}"} | {METHODS[m]: cells.get(m, "") for m in columns})
     return table(rows)
 
