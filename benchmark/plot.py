@@ -160,7 +160,7 @@ def table_of_task(curves):
 
 
 def overview(tasks):
-    """A row for each task: success rate / time near goal after equal steps, the longest near in bold."""
+    """A row for each task: success rate / time near goal after equal steps, the longest near, if there is any, in bold."""
     columns = [method for method in METHODS if method != PEER and any(method in curves for curves in tasks.values())]
     rows = []
     for task, curves in tasks.items():
@@ -172,7 +172,7 @@ def overview(tasks):
         }
         best = max((near for _, near in ends.values()), default="")
         cells = {method: " / ".join(end) for method, end in ends.items()}
-        cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best > 0}
+        cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best != "0.00"}
         rows.append({"task": f"`{task}`", "steps": f"{steps:,.0f}"} | {METHODS[m]: cells.get(m, "") for m in columns})
     return table(rows)
 
