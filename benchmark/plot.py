@@ -160,7 +160,7 @@ def table_of_task(curves):
 
 
 def overview(tasks):
-    """A row for each task: success rate / time near goal after equal steps, the longest near, if there is any, in bold."""
+    """A row for each task: success rate / time near goal after equal steps, in bold the longest near, unless 0."""
     columns = [method for method in METHODS if method != PEER and any(method in curves for curves in tasks.values())]
     rows = []
     for task, curves in tasks.items():
