@@ -3,8 +3,9 @@
     python -m benchmark.plot --docs docs/results.md README.md
 
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
-`overview` one of all tasks. The first file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures
-of each task, `curves.png` is one of several.
+`overview` one of all tasks, and between those of `CRL and others` one of the tasks that CRL and another method were
+trained on. The first file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures of each task,
+`curves.png` is one of several.
 
 Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
 aside), and at the end of each. Between two evaluations a curve is a straight line. Of five seeds or more a cell is the
@@ -275,8 +276,10 @@ def main():
     parser.add_argument("--tasks", nargs="+", default=six, help="of curves.png, over minutes")
     args = parser.parse_args()
     tasks, folder = load_all(args.results), args.docs[0].parent
+    compared = {task: curves for task, curves in tasks.items() if "crl" in curves and len({*curves} - {PEER}) > 1}
     for path in args.docs:
         insert(path, "overview", overview(tasks), append=False)
+        insert(path, "CRL and others", overview(compared), append=False)
         for task, curves in tasks.items():
             insert(path, task, table_of_task(curves), append=path == args.docs[0])
     for task, curves in tasks.items():
