@@ -32,7 +32,6 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.lax import stop_gradient as stop
 from jax.nn import logsumexp, softplus
@@ -280,9 +279,10 @@ def alpha_loss(params, entropy, target_entropy):
 
 def actor_goals(own, commanded, random_share, commanded_share):
     """Goals g' that the actor practises, (batch, goal_dim): a row's own, but for the two shares of the batch."""
-    row = np.arange(len(own))[:, None]  # of NumPy: with shares of 0 XLA knows the choice, and computes ψ(g) once
-    random = jnp.roll(own, -1, axis=0)  # rows are drawn independently, so that the next one's goal is a random goal
-    goals = jnp.where(row < random_share * len(own), random, own)
+    if all(isinstance(share, float) and share == 0 for share in (random_share, commanded_share)):
+        return own  # the very array, so that XLA computes ψ(g) once; in a sweep shares are traced
+    row = jnp.arange(len(own))[:, None]
+    goals = jnp.where(row < random_share * len(own), jnp.roll(own, -1, axis=0), own)  # the next row's is a random one
     return jnp.where(row >= (1 - commanded_share) * len(own), commanded, goals)
 
 
