@@ -279,7 +279,7 @@ def alpha_loss(params, entropy, target_entropy):
 
 def actor_goals(own, commanded, random_share, commanded_share):
     """Goals g' that the actor practises, (batch, goal_dim): a row's own, but for the two shares of the batch."""
-    if all(isinstance(share, float) and share == 0 for share in (random_share, commanded_share)):
+    if all(isinstance(share, int | float) and share == 0 for share in (random_share, commanded_share)):
         return own  # the very array, so that XLA computes ψ(g) once; in a sweep shares are traced
     row = jnp.arange(len(own))[:, None]
     goals = jnp.where(row < random_share * len(own), jnp.roll(own, -1, axis=0), own)  # the next row's is a random one

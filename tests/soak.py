@@ -67,7 +67,8 @@ def kills(count):
         while signals.total() < count:
             disturbed = Path(tempfile.mkdtemp(dir=folder))
             before = signals.total()
-            while process := start("crl_jax", *line, cwd=disturbed, preexec_fn=heed):
+            while True:
+                process = start("crl_jax", *line, cwd=disturbed, preexec_fn=heed)
                 try:
                     err = process.communicate(timeout=random.uniform(0, longest))[1]
                     break  # it came to its end before
@@ -77,8 +78,7 @@ def kills(count):
                 if process.returncode == 0:
                     break  # it came to its end just then
                 signals[number.name] += 1
-                checkpoints = disturbed / "mine" / "checkpoints"
-                epochs = saved(disturbed / "mine") if checkpoints.exists() else []
+                epochs = saved(disturbed / "mine")
                 print(f"{signals.total()}: {number.name}, exit {process.returncode}, checkpoints {epochs}", flush=True)
                 # Ctrl-C becomes another exception where it meets a call of ctypes, in an import of mujoco.
                 interrupted = number == signal.SIGINT and "KeyboardInterrupt" in err
