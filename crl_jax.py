@@ -356,13 +356,13 @@ def make_train(args, env=None, eval_env=None):
     train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
 
-    def adam(lr):  # over one flat vector: on a GPU one kernel instead of one for each array
-        return optax.flatten(optax.adam(optax.linear_schedule(lr, 0, schedule.num_updates) if args.anneal_lr else lr))
-
-    optimizer = optax.multi_transform(
-        {"actor": adam(args.actor_lr), "critic": adam(args.critic_lr), "alpha": adam(args.alpha_lr)},
-        {"actor": "actor", "phi": "critic", "psi": "critic", "log_alpha": "alpha"},
-    )
+    rates = {"actor": args.actor_lr, "phi": args.critic_lr, "psi": args.critic_lr, "log_alpha": args.alpha_lr}
+    if args.anneal_lr:
+        rates = {name: optax.linear_schedule(lr, 0, schedule.num_updates) for name, lr in rates.items()}
+    scale = {name: optax.scale_by_learning_rate(lr) for name, lr in rates.items()}
+    # Over one flat vector Adam is one kernel on a GPU, instead of one for each array.
+    adam = optax.flatten(optax.scale_by_adam())
+    optimizer = optax.chain(adam, optax.multi_transform(scale, {name: name for name in scale}))
 
     def unroll(runner):
         """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""

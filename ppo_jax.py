@@ -313,11 +313,10 @@ def make_train(args, env=None, eval_env=None):
     schedule, networks = make_schedule(args), make_networks(args, env)
     lr = optax.linear_schedule(args.learning_rate, 0, schedule.num_updates) if args.anneal_lr else args.learning_rate
     # Each network's gradient is clipped by itself: a large error of the values must not shrink the policy's steps.
-    # Over one flat vector a step of Adam is one kernel on a GPU, instead of one for each array.
-    clipped_adam = optax.flatten(optax.chain(optax.clip_by_global_norm(args.max_grad_norm), optax.adam(lr)))
-    optimizer = optax.multi_transform(
-        {"actor": clipped_adam, "critic": clipped_adam}, {"actor": "actor", "critic": "critic"}
-    )
+    # Over one flat vector a step is one kernel on a GPU, instead of one for each array.
+    clip = optax.flatten(optax.clip_by_global_norm(args.max_grad_norm))
+    clip = optax.multi_transform({"actor": clip, "critic": clip}, {"actor": "actor", "critic": "critic"})
+    optimizer = optax.chain(clip, optax.flatten(optax.adam(lr)))
 
     def init(key):
         key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)

@@ -30,7 +30,7 @@ SWEEPS = {  # title: flag, its values, other flags, what is timed
     "layers, residual": ("depth", (4, 8, 16, 32), dict(residual=True, layer_norm=True), "update"),
     "seeds at once": ("num_seeds", (1, 2, 4), dict(num_envs=64), "seed"),
 }
-UNITS = {"step": "µs an environment step", "update": "ms an update", "seed": "µs an environment step"}
+UNITS = {"step": "µs a step, no updates", "update": "ms an update", "seed": "µs a step, with updates"}
 
 
 def make_training(args, iterations):

@@ -138,7 +138,7 @@ CHANGES_OF_ALL = dict(
     env_id="simple_big_maze", layout="##### #r.g# #####", eval_env_id="simple_u_maze_eval", backend="spring",
     total_timesteps=320, num_envs=8,
     episode_length=3, unroll_length=8, eval_noise=0.5, action_chunk=2, num_evals=2, num_eval_envs=5, gamma=0.5,
-    width=9, depth=8, activation="swish", layer_norm=True, residual=True, anneal_lr=True,
+    width=9, depth=2, activation="swish", layer_norm=True, residual=True, anneal_lr=True,
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, actor_lr=1e-2, critic_lr=1e-2,
@@ -156,7 +156,7 @@ def test_every_flag_changes_the_program(script):
     assert changes.keys() | of_main == names
     base = make_args(
         script, env_id="simple_u_maze", total_timesteps=160, num_envs=4, learning_starts=12, buffer_size=32,
-        episode_length=10, num_evals=4, num_eval_envs=3, batch_size=16, update_epochs=2, depth=4,
+        episode_length=10, num_evals=4, num_eval_envs=3, batch_size=16, update_epochs=2,
     )  # fmt: skip
 
     def program(args, env):
@@ -168,12 +168,17 @@ def test_every_flag_changes_the_program(script):
         ]
         return re.sub("0x[0-9a-f]+", "", str(traced.jaxpr)), constants  # but for the addresses of functions
 
-    of_task = {"env_id", "layout", "eval_env_id", "backend", "dense_reward"}
-    for env, names in ((None, of_task & changes.keys()), (Line(), changes.keys() - of_task)):  # Line is traced sooner
-        original = program(base, env)
-        assert program(base, env) == original
-        for name in names:
-            assert program(dataclasses.replace(base, **{name: changes[name]}), env) != original, name
+    line, of_task = Line(), {"env_id", "layout", "eval_env_id", "backend", "dense_reward"}  # line is traced sooner
+    original, original_task = program(base, line), program(base, None)
+    assert program(base, line) == original
+    deep = dataclasses.replace(base, depth=4)
+    assert program(dataclasses.replace(deep, residual=True), line) != program(deep, line)
+    for name in changes.keys() - {"residual"}:
+        changed = dataclasses.replace(base, **{name: changes[name]})
+        if name in of_task:
+            assert program(changed, None) != original_task, name
+        else:
+            assert program(changed, line) != original, name
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -215,11 +220,11 @@ def assert_lowers(script, env):
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     runner = jax.eval_shape(init, key)
     functions = (jax.jit(init), key), (jax.jit(lambda runner: train(runner, 1)), runner)
-    for platform in ("cuda", "tpu"):
-        exports = [jax.export.export(function, platforms=[platform])(argument) for function, argument in functions]
-        assert all(exported.platforms == (platform,) for exported in exports)
-        loops = ["stablehlo.while" in exported.mlir_module() for exported in exports]
-        assert loops == [script != "ppo_jax", True]  # PPO has no warm-up
+    platforms = "cuda", "tpu"
+    exports = [jax.export.export(function, platforms=platforms)(argument) for function, argument in functions]
+    assert all(exported.platforms == platforms for exported in exports)
+    loops = ["stablehlo.while" in exported.mlir_module() for exported in exports]
+    assert loops == [script != "ppo_jax", True]  # PPO has no warm-up
 
 
 def part(module, name):
