@@ -6,6 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from helpers import Plane
 
 from crl_jax import Args, make_schedule, make_train
 from envs import UsageError
@@ -35,7 +36,7 @@ def tree_equal(a, b):
 
 
 def train(args, seed=0, num_epochs=None):
-    init, train = make_train(args)
+    init, train = make_train(args, Plane())
     num_epochs = num_epochs or make_schedule(args).num_epochs
     return jax.jit(lambda key: train(init(key), num_epochs))(jax.random.key(seed))
 
@@ -97,7 +98,7 @@ def test_same_seed_same_bits(tiny):
 
 
 def test_epochs_in_pieces_are_the_same_run(tiny):
-    init, train_ = make_train(TINY)
+    init, train_ = make_train(TINY, Plane())
     two = jax.jit(train_, static_argnums=1)
     runner, first = two(jax.jit(init)(jax.random.key(0)), 2)
     runner, second = two(runner, 2)
@@ -115,7 +116,7 @@ def test_evaluation_does_not_influence_training(tiny):
 
 
 def test_many_seeds_in_one_call(tiny):
-    init, train_ = make_train(TINY)
+    init, train_ = make_train(TINY, Plane())
     keys = jax.numpy.stack([jax.random.key(0), jax.random.key(7)])
     runners = jax.jit(jax.vmap(init))(keys)
     _, metrics = jax.jit(jax.vmap(train_, in_axes=(0, None)), static_argnums=1)(runners, 4)

@@ -202,27 +202,27 @@ def test_a_sweep_over_flags_is_one_program(script):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-5), swept, alone)
 
 
-@pytest.mark.parametrize("backend", ["generalized", "spring", "mjx"])
-def test_crl_lowers_for_accelerators(backend):
-    """With each of the benchmark's own pipelines."""
-    env_id = {"generalized": "reacher", "spring": "ant", "mjx": "cheetah"}[backend]
-    assert_lowers("crl_jax", envs.make(env_id, backend))
+ACCELERATORS = "cuda", "tpu"
+
+
+@pytest.mark.parametrize(("backend", "env_id"), [("generalized", "reacher"), ("spring", "ant"), ("mjx", "cheetah")])
+def test_physics_lowers_for_accelerators(backend, env_id):
+    """The benchmark's own pipelines, on a machine without an accelerator."""
+    env = envs.wrap(envs.make(env_id, backend), 2, 5)
+    step = jax.jit(lambda key, action: env.step(env.reset(key), action))
+    arguments = jax.eval_shape(lambda: (jax.random.key(0), jax.numpy.zeros((2, env.action_size))))
+    assert jax.export.export(step, platforms=ACCELERATORS)(*arguments).platforms == ACCELERATORS
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_lowers_for_accelerators(script):
-    assert_lowers(script, Line())
-
-
-def assert_lowers(script, env):
-    """On a machine without an accelerator: both functions of a training are exported for it."""
-    init, train = load(script).make_train(make_args(script, learning_starts=12), env)
+    """Both functions of a training."""
+    init, train = load(script).make_train(make_args(script, learning_starts=12), Line())
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
     runner = jax.eval_shape(init, key)
     functions = (jax.jit(init), key), (jax.jit(lambda runner: train(runner, 1)), runner)
-    platforms = "cuda", "tpu"
-    exports = [jax.export.export(function, platforms=platforms)(argument) for function, argument in functions]
-    assert all(exported.platforms == platforms for exported in exports)
+    exports = [jax.export.export(function, platforms=ACCELERATORS)(argument) for function, argument in functions]
+    assert all(exported.platforms == ACCELERATORS for exported in exports)
     loops = ["stablehlo.while" in exported.mlir_module() for exported in exports]
     assert loops == [script != "ppo_jax", True]  # PPO has no warm-up
 
