@@ -27,8 +27,8 @@ def film_policy(
 ) -> np.ndarray:
     """Episodes side by side, 3 in a row, as a film of at most `num_pictures` pictures, (time, height, width, 3) uint8.
 
-    An episode that the task ends stands still from then on. The film ends soon after the last episode that came near
-    its goal or ended, or with the episodes.
+    An episode that the task or unstable physics ends stands still from then on. The film ends soon after the last
+    episode that came near its goal or ended, or with the episodes.
 
     Args:
       policy: observations (num_episodes, observation_size), standard normal noise (num_episodes, action_size) ->
@@ -40,8 +40,9 @@ def film_policy(
     def step(carry, action):
         state, reached = carry
         reached = jnp.maximum(reached, state.metrics["success"])
-        new_state = where_done(state.done, state, single(state, action))
-        return (new_state, reached), (state.pipeline_state.q, reached, state.done)
+        ended = jnp.maximum(state.done, state.metrics["unstable"])
+        new_state = where_done(ended, state, single(state, action))
+        return (new_state, reached), (state.pipeline_state.q, reached, ended)
 
     def take_action(carry, key):
         actions = policy(carry[0].obs, noise * jax.random.normal(key, (num_episodes, env.action_size)))

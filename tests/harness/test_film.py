@@ -22,7 +22,7 @@ def maze():
 def no_drawing(monkeypatch):
     """A picture of one colour instead: the agent's x."""
     blank = np.ones((60, 80, 3), np.uint8)
-    monkeypatch.setattr(render, "draw", lambda env, q, *_: np.stack([np.uint8(100 * x % 251) * blank for x in q[:, 0]]))
+    monkeypatch.setattr(render, "draw", lambda env, q, *_: np.stack([np.uint8(1e5 * x % 251) * blank for x in q[:, 0]]))
 
 
 def test_a_film_ends_soon_after_the_last_success(maze):
@@ -47,6 +47,19 @@ def test_an_episode_stands_still_after_its_end(maze):
     assert (goes_on[8] != goes_on[1]).any()
     np.testing.assert_array_equal(ends[1], goes_on[1])
     assert len(ends) == 9 and (ends[1:] == ends[1]).all()
+
+
+def test_an_episode_stands_still_when_its_physics_is_unstable():
+    env = envs.make("simple_u_maze", backend="mujoco")
+    sound = env.pipeline_step
+    env.pipeline_step = lambda physics, control: jax.tree.map(
+        lambda x: jnp.where(control[0] < 1, x, jnp.nan), sound(physics, control)
+    )
+    sizes = SIZES | dict(noise=1.0)
+    pictures = film_policy(env, lambda obs, noise: noise, jax.random.key(0), 40, num_pictures=40, **sizes)
+    moves = (np.diff(pictures[:, 30, 40::80].astype(int), axis=0) != 0).any(-1)  # (39, episodes)
+    assert moves[0].any() and not moves[-1].any()
+    assert (moves[1:] <= moves[:-1]).all()  # who stands still never moves again
 
 
 def test_a_film_shows_each_step_of_a_chunk(maze):
