@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brax.envs import State
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,6 +196,18 @@ def test_physics_that_breaks_in_the_first_step_after_a_reset_truncates():
     _, after, _ = program(3, 4, 1)(np.tile(np.float32(BREAKS), (TIME, 3, 1)))
     np.testing.assert_array_equal(after["done"], 1)
     np.testing.assert_array_equal(after["truncation"], 1)
+
+
+@pytest.mark.parametrize("num_ended", [0, 1, 3])
+def test_training_s_means_are_over_the_episodes_that_ended(num_ended):
+    """Here all of the same success, length and return."""
+    one = {"episodes": 1.0, "success_rate": 1.0, "episode_length": 7.0, "episode_return": -2.0}
+    ended = {name: jnp.array([0.0, num_ended * x]) for name, x in one.items()}
+    info = {"ended": ended, "unstable_resets": jnp.array([4, 1])}
+    metrics, state = envs.train_metrics(State(None, None, None, None, {}, info))
+    means = {f"train/{name}": x if num_ended else 0 for name, x in one.items()}
+    assert metrics == means | {"train/episodes": num_ended, "train/unstable_resets": 5}
+    assert not any(x.any() for x in jax.tree.leaves(state.info["ended"]))
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
