@@ -40,7 +40,7 @@ class RunArgs:
     coordinator: str | None = None  # address:port of process 0; None, as the next two: SLURM or Kubernetes knows
     num_processes: int | None = None  # how many processes there are
     process_id: int | None = None  # which of them this is
-    compilation_cache: str = "~/.cache/jax"  # of compiled programs; "" keeps none; JAX_COMPILATION_CACHE_DIR wins
+    compilation_cache: str = "~/.cache/jax"  # folder of compiled programs, "" for none; JAX_COMPILATION_CACHE_DIR wins
 
     # earlier runs
     resume: str | None = None  # directory of a run: go on with it, with its flags; --total-timesteps can be more

@@ -12,7 +12,6 @@ from crl_jax import Args, make_schedule, make_train
 from envs import UsageError
 
 TINY = Args(
-    backend="mujoco",
     total_timesteps=160,
     num_envs=4,
     unroll_length=4,
