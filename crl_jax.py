@@ -70,6 +70,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
     commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
@@ -100,7 +101,7 @@ OF_TASKS = {  # defaults of tasks whose id begins like this, for the command lin
     "arm_push": dict(commanded_goals=0.5, target_entropy=-1.0, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, anneal_lr=True, total_timesteps=1_000_000),
     "pusher": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
-    "simple": dict(num_envs=64, gamma=0.97),
+    "simple": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5),
 }
 
 
@@ -215,8 +216,7 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
     u, log_gamma = jax.random.uniform(k_key, batch_shape), jnp.log1p(gamma - 1)
     mass = -jnp.expm1(n * log_gamma)  # 1 - γ^n
-    exact_k = jnp.log1p(-u * mass) / log_gamma
-    k = jnp.ceil(exact_k).astype(jnp.int32).clip(1, n)
+    k = jnp.ceil(jnp.log1p(-u * mass) / log_gamma).astype(jnp.int32).clip(1, n)
     now, future = (jax.tree.map(lambda x: x[i % capacity, env], buffer.data) for i in (step, step + k - 1))
     return now, future
 
@@ -338,8 +338,7 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
-    return action
+    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
 
 
 def make_train(args, env=None, eval_env=None):
@@ -369,7 +368,8 @@ def make_train(args, env=None, eval_env=None):
 
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
-            action = act(networks, runner, env_state.obs, noise)
+            goal = envs.pursued_goals(goal, env_state.info["steps"], args.goal_steps)
+            action = act(networks, runner, jnp.concatenate([state, goal], axis=-1), noise)
             after = train_env.step(env_state, action)
             achieved = env.achieved(after.info["next_obs"])
             return after, (Transition(state, action, goal, achieved), env_state.info["traj_id"])

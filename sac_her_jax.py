@@ -67,6 +67,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
 
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -296,8 +297,7 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
-    return action
+    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
 
 
 def make_train(args, env=None, eval_env=None):
@@ -328,12 +328,13 @@ def make_train(args, env=None, eval_env=None):
         """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
 
         def step(env_state, noise):
-            state, _ = jnp.split(env_state.obs, [env.state_dim], axis=-1)
-            action = act(networks, runner, env_state.obs, noise)
+            state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
+            pursued = partial(envs.pursued_goals, steps=env_state.info["steps"], goal_steps=args.goal_steps)
+            action = act(networks, runner, jnp.concatenate([state, pursued(goal)], axis=-1), noise)
             after = train_env.step(env_state, action)
             next_state, goal = jnp.split(after.info["next_obs"], [env.state_dim], axis=-1)  # arm_grasp's goal moves
             terminated = after.done - after.info["truncation"]
-            return after, (Transition(state, action, goal, next_state, terminated), env_state.info["traj_id"])
+            return after, (Transition(state, action, pursued(goal), next_state, terminated), env_state.info["traj_id"])
 
         key, noise_key = jax.random.split(runner.key)
         noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)

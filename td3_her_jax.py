@@ -72,6 +72,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
     exploration_noise: float = 0.4  # standard deviation of the noise on actions in training
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     anneal_lr: bool = False  # let both learning rates fall linearly, to 0 at the end of the run
@@ -310,12 +311,13 @@ def make_train(args, env=None, eval_env=None):
         """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
 
         def step(env_state, noise):
-            state, _ = jnp.split(env_state.obs, [env.state_dim], axis=-1)
-            action = act(networks, runner, env_state.obs, noise)
+            state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
+            pursued = partial(envs.pursued_goals, steps=env_state.info["steps"], goal_steps=args.goal_steps)
+            action = act(networks, runner, jnp.concatenate([state, pursued(goal)], axis=-1), noise)
             after = train_env.step(env_state, action)
             next_state, goal = jnp.split(after.info["next_obs"], [env.state_dim], axis=-1)  # arm_grasp's goal moves
             terminated = after.done - after.info["truncation"]
-            return after, (Transition(state, action, goal, next_state, terminated), env_state.info["traj_id"])
+            return after, (Transition(state, action, pursued(goal), next_state, terminated), env_state.info["traj_id"])
 
         key, noise_key = jax.random.split(runner.key)
         noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)

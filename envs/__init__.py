@@ -1,8 +1,8 @@
 """Goal-conditioned environments of the JaxGCRL benchmark (arXiv 2408.11052).
 
 `make` builds one task, `make_eval` another that its policies can be evaluated on; `ENV_IDS` lists them all. `chunk`
-lets an action be several in a row, `wrap` makes a batch that resets itself, `action_noise` is what explores in it,
-`train_metrics` reads what its episodes came to, and `evaluate` measures a policy.
+lets an action be several in a row, `wrap` makes a batch that resets itself, `action_noise` and `pursued_goals` are
+what explores in it, `train_metrics` reads what its episodes came to, and `evaluate` measures a policy.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no war
 from envs.base import GoalEnv, UsageError
 from envs.evaluate import evaluate
 from envs.registry import TASKS, make, make_eval
-from envs.wrappers import action_noise, chunk, train_metrics, wrap
+from envs.wrappers import action_noise, chunk, pursued_goals, train_metrics, wrap
 
 ENV_IDS = tuple(TASKS)
 
 __all__ = [
     "ENV_IDS", "GoalEnv", "UsageError", "action_noise", "chunk", "evaluate", "make", "make_eval",
-    "train_metrics", "wrap",
+    "pursued_goals", "train_metrics", "wrap",
 ]  # fmt: skip

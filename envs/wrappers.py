@@ -164,6 +164,17 @@ def action_noise(env: BatchedEnv, key: jax.Array, num_actions: int, correlation:
     return jnp.concatenate([noise[i :: env.action_chunk] for i in range(env.action_chunk)], axis=-1)
 
 
+def pursued_goals(goals: jax.Array, steps: jax.Array, goal_steps: int) -> jax.Array:
+    """The goals that a batch pursues in training, (num_envs, goal_dim), given their own and their `steps`, (num_envs,).
+
+    After every `goal_steps` single steps of its episode an environment takes the goal of its next neighbour, and sets
+    out again from where it arrived, or got stuck. 0: it pursues its own to the end.
+    """
+    if goal_steps == 0:
+        return goals
+    return goals[(jnp.arange(len(goals)) + steps // goal_steps) % len(goals)]
+
+
 def train_metrics(state: State, axes: tuple[str, ...] = ()) -> tuple[dict[str, jax.Array], State]:
     """Means over the episodes of a batch that have ended since the last call, and the batch with its counts at zero.
 

@@ -62,7 +62,7 @@ CORE = {
         "make_schedule": "tests/ppo/test_ppo.py -k 'accounted or whole_minibatches'",
     },
     "envs.wrappers": {
-        "where_done ActionChunk BatchedEnv action_noise train_metrics": "tests/envs/test_wrappers.py",
+        "where_done ActionChunk BatchedEnv action_noise pursued_goals train_metrics": "tests/envs/test_wrappers.py",
     },
     "envs.evaluate": {
         "evaluate": "tests/envs/test_evaluate.py -k test_evaluation",

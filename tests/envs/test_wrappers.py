@@ -210,6 +210,12 @@ def test_training_s_means_are_over_the_episodes_that_ended(num_ended):
     assert not any(x.any() for x in jax.tree.leaves(state.info["ended"]))
 
 
+def test_goals_that_are_pursued_go_round():
+    goals, steps = jnp.array([[0.0], [1], [2], [3]]), jnp.array([4, 5, 9, 10])
+    np.testing.assert_array_equal(envs.pursued_goals(goals, steps, 5)[:, 0], [0, 2, 3, 1])
+    assert envs.pursued_goals(goals, steps, 0) is goals
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_noise_is_standard_normal_and_as_correlated_as_is_said(correlation, chunk):

@@ -90,6 +90,23 @@ def test_every_script_trains_with_chunks_of_actions(script):
         assert runner.buffer.data.action.shape[-1] == 6
 
 
+@pytest.mark.parametrize("script", SCRIPTS[:3])
+def test_an_episode_goes_on_with_neighbours_goals(script):
+    """12 steps into the buffer: actions are for goals that change after 5 and 10, and those are what is stored."""
+    sizes = dict(num_envs=4, unroll_length=4, env_steps_per_update=8, learning_starts=16, buffer_size=12)
+
+    def explore(goal_steps):
+        args = make_args(script, goal_steps=goal_steps, episode_length=20, **sizes)
+        runner = jax.jit(load(script).make_train(args, Plane())[0])(jax.random.key(0))
+        return runner.buffer.data, runner.env_state.obs[:, 2:]
+
+    (data, own), (steady, _) = explore(5), explore(0)
+    np.testing.assert_array_equal(steady.goal, np.broadcast_to(own, (12, 4, 2)))
+    np.testing.assert_array_equal(data.goal, np.stack([np.roll(own, -(step // 5), axis=0) for step in range(12)]))
+    np.testing.assert_array_equal(data.action[:5], steady.action[:5])
+    assert np.any(data.action[5:] != steady.action[5:], axis=-1).all()
+
+
 def test_an_ant_in_a_maze_trains_on_springs():
     """Which is what it takes on a CPU, where the test above takes MuJoCo."""
     crl_jax = load("crl_jax")
@@ -142,7 +159,7 @@ CHANGES_OF_ALL = dict(
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, actor_lr=1e-2, critic_lr=1e-2,
-    noise_correlation=0.5,
+    noise_correlation=0.5, goal_steps=2,
 )  # fmt: skip
 
 
