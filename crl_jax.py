@@ -337,7 +337,8 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
+    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
+    return action
 
 
 def make_train(args, env=None, eval_env=None):

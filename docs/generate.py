@@ -22,7 +22,10 @@ METRICS = {
     "eval/time_near_goal": ("", "share of an episode's full length within the threshold, mean"),
     "eval/final_dist": ("", "distance to the goal at the end of an episode, mean"),
     "eval/episode_return": ("", "sum of an episode's rewards, mean; CRL never sees them"),
-    "train/success_rate": ("", "as `eval/success_rate`, of training's episodes that ended in the epoch (first goals)"),
+    "train/success_rate": (
+        "",
+        "as `eval/success_rate`, of training's own episodes that ended in this epoch, for the goals they began with",
+    ),
     "train/episode_length": ("", "their steps, mean"),
     "train/episode_return": ("", "their sum of rewards, mean"),
     "train/episodes": ("", "how many they are; where none has ended, the three above are 0"),
