@@ -80,9 +80,10 @@ def test_directory(script, finished):
     assert script == FORK or args.backend == "mujoco"  # for those who go on elsewhere; not all forks have this flag
     assert "\x1b" not in out and "\r" not in out  # readable in a file
     epochs = [f"{epoch}/12" for epoch in range(1, 13)]
-    assert words(out)[4:] == [*epochs[:5], "checkpoint", *epochs[5:10], "checkpoint", *epochs[10:], "checkpoint",
-                              "evaluate"]  # fmt: skip
-    assert f"--resume runs/{directory.name}" in out.splitlines()[9]
+    header = words(out).index("epoch")
+    assert words(out)[header + 1 :] == [*epochs[:5], "checkpoint", *epochs[5:10], "checkpoint", *epochs[10:],
+                                        "checkpoint", "evaluate"]  # fmt: skip
+    assert f"--resume runs/{directory.name}" in out.splitlines()[header + 6]
     assert saved(directory) == [12]
     init, train = importlib.import_module(script).make_train(args)
     metrics = jax.eval_shape(lambda key: train(init(key), 1)[1], jax.random.key(0))
