@@ -94,13 +94,15 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
-OF_TASKS = {  # defaults of tasks whose id begins like this, for the command line
-    "ant": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True,
-                total_timesteps=2_500_000),
-    "arm_push": dict(commanded_goals=0.5, target_entropy=-1.0, layer_norm=True, total_timesteps=1_500_000),
+OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; the first that fits
+    "ant*maze*": dict(action_chunk=3, gamma=0.97, goal_steps=250, commanded_goals=0.5, target_entropy=-1.0,
+                      anneal_lr=True, total_timesteps=2_500_000),
+    "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True,
+                 total_timesteps=2_500_000),
+    "arm_push*": dict(commanded_goals=0.5, target_entropy=-1.0, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, anneal_lr=True, total_timesteps=1_000_000),
-    "pusher": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
-    "simple": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5),
+    "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
+    "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5),
 }  # fmt: skip
 
 
@@ -346,8 +348,7 @@ def make_train(args, env=None, eval_env=None):
 
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
-    tasks of one's own. With `--num-devices` each device calls both for its part of environments, buffer and batches;
-    `args.axes` is the mapped axis for collectives, () with one device.
+    tasks of one's own. With `--num-devices` each device calls both for its part of environments, buffer and batches.
     """
     env = envs.chunk(env or envs.make(args.env_id, args.backend, layout=args.layout), args.action_chunk)
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
@@ -360,8 +361,7 @@ def make_train(args, env=None, eval_env=None):
         rates = {name: optax.linear_schedule(lr, 0, schedule.num_updates) for name, lr in rates.items()}
     scale = {name: optax.scale_by_learning_rate(lr) for name, lr in rates.items()}
     # Over one flat vector Adam is one kernel on a GPU, instead of one for each array.
-    adam = optax.flatten(optax.scale_by_adam())
-    optimizer = optax.chain(adam, optax.multi_transform(scale, {name: name for name in scale}))
+    optimizer = optax.chain(optax.flatten(optax.scale_by_adam()), optax.multi_transform(scale, {k: k for k in scale}))
 
     def unroll(runner):
         """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""

@@ -307,8 +307,7 @@ def make_train(args, env=None, eval_env=None):
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own, with rewards of their own, instead of those that `args` names. With `--num-devices` each device
-    calls both for its part of environments, buffer and batches; `args.axes` is the mapped axis for collectives, () with
-    one device.
+    calls both for its part of environments, buffer and batches.
     """
     env = env or envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout)
     env = envs.chunk(env, args.action_chunk)
@@ -322,8 +321,7 @@ def make_train(args, env=None, eval_env=None):
         rates = {name: optax.linear_schedule(lr, 0, schedule.num_updates) for name, lr in rates.items()}
     scale = {name: optax.scale_by_learning_rate(lr) for name, lr in rates.items()}
     # Over one flat vector Adam is one kernel on a GPU, instead of one for each array.
-    adam = optax.flatten(optax.scale_by_adam())
-    optimizer = optax.chain(adam, optax.multi_transform(scale, {name: name for name in scale}))
+    optimizer = optax.chain(optax.flatten(optax.scale_by_adam()), optax.multi_transform(scale, {k: k for k in scale}))
 
     def unroll(runner):
         """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""

@@ -291,8 +291,7 @@ def make_train(args, env=None, eval_env=None):
     `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own, with rewards of their own, instead of those that `args` names. With `--num-devices` each device
-    calls both for its part of environments, buffer and batches; `args.axes` is the mapped axis for collectives, () with
-    one device.
+    calls both for its part of environments, buffer and batches.
     """
     env = env or envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout)
     env = envs.chunk(env, args.action_chunk)

@@ -131,7 +131,7 @@ def page():
     lines += ["## What `--env-id` chooses", "", OF_TASKS, "", "| CRL's tasks | flags |", "| --- | --- |"]
     for task, chosen in crl_jax.OF_TASKS.items():
         words = (f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
-        lines.append(f"| `{task}…` | `{' '.join(words)}` |")
+        lines.append(f"| `{task}` | `{' '.join(words)}` |")
     lines += ["", RUN.rstrip()]
     lines += [
         f"| `{tag}` | {scripts.replace(' ', ', ') or 'all'} | {meaning} |"

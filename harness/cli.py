@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import inspect
 import json
 import math
@@ -142,7 +143,7 @@ def _parse(flags_class: type[T], default: T | None = None) -> T:
 def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) -> T:
     """Reads the command line.
 
-    `of_tasks` has the defaults of kinds of tasks, which `--env-id` chooses: of the first key that its id begins with.
+    `of_tasks` has the defaults of kinds of tasks, which `--env-id` chooses: of the first key, a pattern, that fits it.
     With `--resume RUN_DIR` the flags are those of that run, and so they are if `--run-dir` holds a checkpoint; with
     `--evaluate RUN_DIR` too, as far as the script still has them. Other values are refused, but for what
     `_OF_RESUME` and `_OF_EVALUATION` list.
@@ -150,7 +151,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
     default, given = flags_class(), _parse(flags_class)
     own = ":" in given.env_id  # a class of the user's
-    kind = next((name for name in of_tasks or () if given.env_id.startswith(name) and not own), None)
+    kind = next((name for name in of_tasks or () if fnmatch.fnmatch(given.env_id, name) and not own), None)
     if kind:
         default = dataclasses.replace(default, **of_tasks[kind])
         given = _parse(flags_class, default)

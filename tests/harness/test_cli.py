@@ -1,6 +1,7 @@
 """The command line, read and checked; nothing is trained here."""
 
 import dataclasses
+import fnmatch
 import importlib
 import json
 import re
@@ -178,15 +179,15 @@ def test_a_kind_of_task_has_defaults(monkeypatch, capsys):
 
     def parse(line):
         monkeypatch.setattr(sys, "argv", ["crl_jax.py", *shlex.split(line)])
-        args = harness.parse_args(crl_jax.Args, {"ant": dict(action_chunk=3, anneal_lr=True)})
+        args = harness.parse_args(crl_jax.Args, {"ant*": dict(action_chunk=3, anneal_lr=True)})
         return (args.action_chunk, args.anneal_lr), capsys.readouterr().out
 
-    assert parse("--env-id ant_ball") == ((3, True), "for ant: --action-chunk 3 --anneal-lr True\n")
-    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant: --anneal-lr True\n")
+    assert parse("--env-id ant_ball") == ((3, True), "for ant*: --action-chunk 3 --anneal-lr True\n")
+    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant*: --anneal-lr True\n")
     assert parse("--action-chunk 1 --no-anneal-lr --env-id ant") == ((1, False), "")
     assert parse("--env-id reacher") == ((1, False), "")
     for task, flags in crl_jax.OF_TASKS.items():
-        assert any(env_id.startswith(task) for env_id in envs.ENV_IDS)
+        assert fnmatch.filter(envs.ENV_IDS, task)
         dataclasses.replace(crl_jax.Args(), **flags)
 
 
