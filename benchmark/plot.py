@@ -3,8 +3,9 @@
     python -m benchmark.plot --docs docs/results.md README.md
 
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
-`overview` one of all tasks, and between those of `CRL and others` one of the tasks that CRL and another method were
-trained on. The first file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures of each task,
+`overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL and another method were trained
+on, and between those of `published` the figures of `published.csv` beside ours. The first file gets what it lacks, at
+its end. `curves/TASK.png` beside it are the pictures of each task,
 `curves.png` is one of several.
 
 Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
@@ -178,6 +179,30 @@ def overview(tasks):
     return table(rows)
 
 
+def published(tasks):
+    """A row for each published figure of a curve that is here: theirs, and ours after as many steps, or at its end."""
+    rows = []
+    for row in read_csv(HERE / "published.csv"):
+        curve = tasks.get(row["task"], {}).get(row["method"])
+        if curve is None:
+            continue
+        steps = min(float(row["steps"]), curve.steps[-1])
+        rows.append(
+            {
+                "task": f"`{row['task']}`",
+                "method": METHODS[row["method"]],
+                "measure": MEASURES[row["measure"]],
+                "published": row["value"],
+                "million steps": f"{float(row['steps']) / 1e6:g}",
+                "where": row["settings"],
+                "here": summary(curve.at(row["measure"], steps)),
+                "our million steps": f"{steps / 1e6:.1f}",
+                "seeds": f"{curve.seeds}",
+            }
+        )
+    return table(rows)
+
+
 def insert(path, name, text, append):
     """Puts text between the marks of this name in a file; without marks to its end, or nowhere."""
     whole = path.read_text() if path.exists() else ""
@@ -280,6 +305,7 @@ def main():
     for path in args.docs:
         insert(path, "overview", overview(tasks), append=False)
         insert(path, "CRL and others", overview(compared), append=False)
+        insert(path, "published", published(tasks), append=False)
         for task, curves in tasks.items():
             insert(path, task, table_of_task(curves), append=path == args.docs[0])
     for task, curves in tasks.items():

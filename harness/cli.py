@@ -140,6 +140,15 @@ def _parse(flags_class: type[T], default: T | None = None) -> T:
     return tyro.cli(flags_class, args=words, default=default, description=description)
 
 
+def _check_devices(args: RunArgs):
+    """Raises UsageError for more devices than there are, and for fewer than several processes have."""
+    there = jax.device_count()
+    check(args.num_devices <= there, f"--num-devices {args.num_devices}: there are {there}")
+    check(not args.distributed or args.num_seeds == 1, "--distributed trains one seed, on all devices")
+    whole = f"--distributed wants --num-devices {there}, all of them"
+    check(not args.distributed or args.num_devices == there, whole)
+
+
 def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) -> T:
     """Reads the command line.
 
@@ -161,7 +170,11 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     connection = [getattr(given, name) for name in _OF_PROCESSES]
     if given.distributed:
         jax.config.update("jax_enable_preemption_service", False)  # which would swallow SIGTERM
-        jax.distributed.initialize(*connection)  # before any device is touched
+        check(":" in (given.coordinator or ":"), "--coordinator wants the address and the port of process 0, HOST:PORT")
+        try:
+            jax.distributed.initialize(*connection)  # before any device is touched
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"--distributed: {error}") from error
     else:
         check(connection == [None] * 3, "--coordinator, --num-processes and --process-id want --distributed")
     try:
@@ -172,15 +185,18 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
     check(given.eval_goal is None or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
+    check(not (given.evaluate and given.distributed), "--evaluate is for one process: leave --distributed out")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:
+        _check_devices(given)
         taken = {name: value for name, value in of_tasks[kind].items() if getattr(given, name) == value} if kind else {}
-        if taken:
+        if taken and jax.process_index() == 0:
             print(f"for {kind}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
     if given.evaluate:
+        check(given.num_devices == 1, "--evaluate is for one device: leave --num-devices out")
         stored = {name: value for name, value in stored.items() if name in names}
         stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video", "num_devices")}
     else:
@@ -197,4 +213,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
     annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
     check(not (longer and getattr(run, "anneal_lr", False)), annealed)
-    return given if given.evaluate else dataclasses.replace(given, resume=earlier, run_dir=None)
+    if given.evaluate:
+        return given
+    _check_devices(given)
+    return dataclasses.replace(given, resume=earlier, run_dir=None)

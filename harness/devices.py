@@ -8,21 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from harness.cli import RunArgs, check
+from harness.cli import RunArgs
 
 
 def spread(args: RunArgs, init: Callable, train: Callable) -> tuple[jax.Array, Callable, Callable]:
     """The key of the run, and `init` and `train` for all its seeds or devices.
 
     For one seed on one device they are what they were. For several seeds the key, the runner and the metrics have a
-    leading axis of seeds, split over all devices if their number divides that of the seeds. Where devices share one
-    training, the key and the runner have an axis of devices; the metrics are the same for all, and have none.
+    leading axis of seeds, split over as many devices as divide their number. Where devices share one training, the key
+    and the runner have an axis of devices; the metrics are the same for all, and have none.
     """
-    devices, there = args.num_devices, jax.device_count()
-    check(devices <= there, f"--num-devices {devices}: there are {there}")
-    check(not args.distributed or devices == there, f"--distributed wants --num-devices {there}, all of them")
+    devices = args.num_devices
     if args.num_seeds > 1:
-        devices = there if args.num_seeds % there == 0 else 1
+        devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
         seeds = args.seed + jnp.arange(args.num_seeds)
         init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, None))
     elif devices > 1:

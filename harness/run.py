@@ -185,7 +185,8 @@ def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory
     print(f"{_num_bytes(shapes) / 1e6:.0f} MB of state")
     print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}")
     if args.num_seeds > 1:
-        print(f"{args.num_seeds} seeds at once; below, their means")
+        devices = len(jax.tree.leaves(shapes)[0].sharding.device_set)
+        print(f"{args.num_seeds} seeds at once on {devices} device{'s' * (devices > 1)}; below, their means")
     header = f"{'epoch':>7} {'steps':>13} {'steps/s':>8}"
     header += "".join(f" {title:>{width}}" for title, width in _COLUMNS.values())
     print(f"{header} {'elapsed':>8} {'left':>8}", flush=True)

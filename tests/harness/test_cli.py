@@ -90,6 +90,23 @@ def test_devices_that_are_not_there(parse, monkeypatch):
         parse()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--num-devices 8", "--num-devices 8: there are 4"),
+        ("--coordinator 127.0.0.1:9999", "--coordinator, --num-processes and --process-id want --distributed"),
+        ("--distributed --coordinator host --num-processes 1 --process-id 0", "--coordinator wants .* HOST:PORT"),
+        ("--distributed --coordinator 127.0.0.1:9999", "--distributed: Number of processes must be defined."),
+        ("--evaluate run --num-devices 2", "--evaluate is for one device: leave --num-devices out"),
+    ],
+)
+def test_devices_and_processes_that_cannot_be(line, message, parse, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text(json.dumps({"script": "crl_jax", "flags": flags_of(crl_jax.Args())}))
+    with pytest.raises(envs.UsageError, match=message):
+        parse(line)
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
     """Also those of numpy, which are `ValueError`s like ours."""
     for error in (ValueError("shapes (2,) (3,)"), FileNotFoundError("x"), KeyboardInterrupt()):
