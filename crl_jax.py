@@ -364,7 +364,7 @@ def make_train(args, env=None, eval_env=None):
     optimizer = optax.chain(optax.flatten(optax.scale_by_adam()), optax.multi_transform(scale, {k: k for k in scale}))
 
     def unroll(runner):
-        """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
+        """Every environment takes `unroll_length` actions, with noise, into the buffer."""
 
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)

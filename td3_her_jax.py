@@ -1,8 +1,8 @@
 """Twin delayed DDPG with hindsight experience replay (TD3 + HER): goals that were reached by chance teach how to reach.
 
 The reward of a step is 1 where it ends near the goal and 0 elsewhere (or the task's shaped one, --dense-reward). Twin
-critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, under the deterministic policy π = tanh u. Its
-next action gets noise, of standard deviation σ and clipped at ±c, so that π cannot climb a peak where a critic errs:
+critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, under the deterministic policy π = tanh u. The
+next action in a target has noise, of standard deviation σ, clipped at ±c, so that π cannot climb a peak where Q errs:
 
     a' = clip( π̄(s', g) + clip(σ ε, -c, c), -1, 1 ),   ε ~ N(0, 1)
     y = r(s, a, s', g) + γ (1 - terminated) min_i Q̄_i(s', a', g)
@@ -62,7 +62,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
     gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
-    her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain TD3
+    her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 gives none
     her_strategy: Literal["future", "final"] = "future"  # that goal: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the actor and the critics that their targets go with each actor's update
 
@@ -135,7 +135,7 @@ class MLP(nn.Module):
 
 
 def noisy_action(actor_out, noise):
-    """The action in [-1, 1], (..., action_dim), that is the actor's, tanh of its output, plus noise like it."""
+    """The action in [-1, 1], (..., action_dim), that is the actor's, tanh of its output, plus noise of this shape."""
     return jnp.clip(jnp.tanh(actor_out) + noise, -1, 1)
 
 
@@ -300,14 +300,15 @@ def make_train(args, env=None, eval_env=None):
     train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
     schedule, networks = make_schedule(args), make_networks(args, env)
 
-    def adam(lr, num_updates):  # over one flat vector: on a GPU one kernel instead of one for each array
+    def adam(lr, num_updates):
+        # Over one flat vector Adam is one kernel on a GPU, instead of one for each array.
         return optax.flatten(optax.adam(optax.linear_schedule(lr, 0, num_updates) if args.anneal_lr else lr))
 
     actor_optimizer = adam(args.actor_lr, schedule.num_updates // args.policy_delay)
     critic_optimizer = adam(args.critic_lr, schedule.num_updates)
 
     def unroll(runner):
-        """Every environment takes `unroll_length` actions of the stochastic policy, into the buffer."""
+        """Every environment takes `unroll_length` actions, with noise, into the buffer."""
 
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)

@@ -67,7 +67,7 @@ SETTINGS = {  # script, flags, iterations an epoch
     "td3": ("td3_her_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=12, unroll_length=51, learning_starts=1000,
         her_ratio=1.0, her_strategy="final", gamma=0.9, actor_lr=3e-4, critic_lr=3e-4,
-        policy_delay=2, smoothing_noise=0.2, smoothing_clip=0.5, exploration_noise=0.4,
+        policy_delay=2, smoothing_noise=0.2, smoothing_clip=0.5, exploration_noise=0.4, preactivation_penalty=0,
     ), 25),
     # 5,120 steps, 16 minibatches of 320, twice. These are the sizes of the value function; see `small_policy`.
     "ppo": ("ppo_jax", dict(

@@ -38,7 +38,6 @@ METHODS = {  # method: title
     "sac_her": "SAC + HER",
     "sac": "SAC",
     "td3_her": "TD3 + HER",
-    "td3": "TD3",
     "ppo_dense": "PPO, shaped reward",
     "ppo_sparse": "PPO, sparse reward",
     "jaxgcrl": "jaxgcrl",

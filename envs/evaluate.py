@@ -23,7 +23,7 @@ def evaluate(
       policy: observations (num_episodes, observation_size) and standard normal noise (num_episodes, action_size) to
         actions like the noise.
       episode_length: in single steps, rounded up to whole action chunks.
-      noise: its standard deviation; 0 evaluates the policy's mean.
+      noise: its standard deviation; 0 evaluates the policy's mean, or a deterministic policy.
 
     Returns:
       scalars: `eval/success_rate`, the share of episodes that came within the goal's threshold at least once;

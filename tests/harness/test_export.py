@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from harness_runs import SCRIPTS
 
 import envs
 from harness.export import export, trajectories
+
+WITH_BUFFER = [pytest.param(x, marks=pytest.mark.xdist_group(f"run of {x}")) for x in SCRIPTS if x != "ppo_jax"]
 
 
 @pytest.mark.quick
@@ -28,9 +31,7 @@ def test_trajectories():
     assert trajectories(both)["observations"][:, 0].tolist() == [*order, 8, 9, 108, 109]
 
 
-@pytest.mark.parametrize(
-    "script", [pytest.param(x, marks=pytest.mark.xdist_group(f"run of {x}")) for x in ("crl_jax", "sac_her_jax")]
-)
+@pytest.mark.parametrize("script", WITH_BUFFER)
 def test_export(script, finished, tmp_path):
     """Of a run; OGBench's own reader takes it, where it is installed."""
     directory, file = finished(script), tmp_path / "trajectories.npz"
