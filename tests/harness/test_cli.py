@@ -96,11 +96,15 @@ def test_devices_that_are_not_there(parse, monkeypatch):
         ("--num-devices 8", "--num-devices 8: there are 4"),
         ("--coordinator 127.0.0.1:9999", "--coordinator, --num-processes and --process-id want --distributed"),
         ("--distributed --coordinator host --num-processes 1 --process-id 0", "--coordinator wants .* HOST:PORT"),
-        ("--distributed --coordinator 127.0.0.1:9999", "--distributed: Number of processes must be defined."),
+        ("--distributed --coordinator 127.0.0.1:9999", "--distributed: what JAX says"),
         ("--evaluate run --num-devices 2", "--evaluate is for one device: leave --num-devices out"),
     ],
 )
-def test_devices_and_processes_that_cannot_be(line, message, parse, tmp_path):
+def test_devices_and_processes_that_cannot_be(line, message, parse, monkeypatch, tmp_path):
+    def initialize(*connection):
+        raise ValueError("what JAX says")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "args.json").write_text(json.dumps({"script": "crl_jax", "flags": flags_of(crl_jax.Args())}))
     with pytest.raises(envs.UsageError, match=message):
