@@ -57,8 +57,8 @@ Each flag is a field of a script's `Args`. `--residual` turns one on, `--no-resi
 environment steps, also with action chunks.
 """
 
-OF_TASKS = """On the command line some kinds of tasks have other defaults. A run prints them as it starts.
-A flag of your own goes first."""
+OF_TASKS = """On the command line some kinds of tasks have other defaults. Where two patterns fit an id, both
+count, and the later wins. A run prints what it takes. A flag of your own goes first."""
 
 RUN = """## A run's directory
 

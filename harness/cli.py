@@ -65,6 +65,8 @@ class RunArgs:
         place = (self.wandb_project, self.wandb_entity, self.wandb_group)
         check(self.track or place == (None,) * 3, "--wandb-project, --wandb-entity and --wandb-group want --track")
         check(self.num_seeds == 1 or self.num_devices == 1, "--num-seeds or --num-devices: choose one of them")
+        check(self.num_seeds == 1 or not self.distributed, "--distributed trains one seed, on all devices")
+        check(not (self.evaluate and self.distributed), "--evaluate is for one process: leave --distributed out")
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -144,7 +146,6 @@ def _check_devices(args: RunArgs):
     """Raises UsageError for more devices than there are, and for fewer than several processes have."""
     there = jax.device_count()
     check(args.num_devices <= there, f"--num-devices {args.num_devices}: there are {there}")
-    check(not args.distributed or args.num_seeds == 1, "--distributed trains one seed, on all devices")
     whole = f"--distributed wants --num-devices {there}, all of them"
     check(not args.distributed or args.num_devices == there, whole)
 
@@ -152,17 +153,18 @@ def _check_devices(args: RunArgs):
 def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) -> T:
     """Reads the command line.
 
-    `of_tasks` has the defaults of kinds of tasks, which `--env-id` chooses: of the first key, a pattern, that fits it.
-    With `--resume RUN_DIR` the flags are those of that run, and so they are if `--run-dir` holds a checkpoint; with
-    `--evaluate RUN_DIR` too, as far as the script still has them. Other values are refused, but for what
-    `_OF_RESUME` and `_OF_EVALUATION` list.
+    `of_tasks` has the defaults of kinds of tasks, which `--env-id` chooses: of all keys, patterns, that fit it; of
+    two values for a flag the later wins. With `--resume RUN_DIR` the flags are those of that run, and so they are if
+    `--run-dir` holds a checkpoint; with `--evaluate RUN_DIR` too, as far as the script still has them. Other values are
+    refused, but for what `_OF_RESUME` and `_OF_EVALUATION` list.
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
     default, given = flags_class(), _parse(flags_class)
     own = ":" in given.env_id  # a class of the user's
-    kind = next((name for name in of_tasks or () if fnmatch.fnmatch(given.env_id, name) and not own), None)
-    if kind:
-        default = dataclasses.replace(default, **of_tasks[kind])
+    kinds = [name for name in of_tasks or () if fnmatch.fnmatch(given.env_id, name) and not own]
+    chosen = {name: value for kind in kinds for name, value in of_tasks[kind].items()}
+    if chosen:
+        default = dataclasses.replace(default, **chosen)
         given = _parse(flags_class, default)
     if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
@@ -185,14 +187,13 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
     check(given.eval_goal is None or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
-    check(not (given.evaluate and given.distributed), "--evaluate is for one process: leave --distributed out")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
     if not earlier:
         _check_devices(given)
-        taken = {name: value for name, value in of_tasks[kind].items() if getattr(given, name) == value} if kind else {}
+        taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
         if taken and jax.process_index() == 0:
-            print(f"for {kind}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
+            print(f"for {', '.join(kinds)}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
     if given.evaluate:

@@ -200,13 +200,16 @@ def test_a_kind_of_task_has_defaults(monkeypatch, capsys):
 
     def parse(line):
         monkeypatch.setattr(sys, "argv", ["crl_jax.py", *shlex.split(line)])
-        args = harness.parse_args(crl_jax.Args, {"ant*": dict(action_chunk=3, anneal_lr=True)})
+        kinds = {"ant*": dict(action_chunk=3, anneal_lr=True), "ant*maze*": dict(action_chunk=5)}
+        args = harness.parse_args(crl_jax.Args, kinds)
         return (args.action_chunk, args.anneal_lr), capsys.readouterr().out
 
     assert parse("--env-id ant_ball") == ((3, True), "for ant*: --action-chunk 3 --anneal-lr True\n")
     assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant*: --anneal-lr True\n")
     assert parse("--action-chunk 1 --no-anneal-lr --env-id ant") == ((1, False), "")
     assert parse("--env-id reacher") == ((1, False), "")
+    of_mazes = "for ant*, ant*maze*: --action-chunk 5 --anneal-lr True\n"  # of two patterns that fit the later wins
+    assert parse("--env-id ant_u_maze") == ((5, True), of_mazes)
     for task, flags in crl_jax.OF_TASKS.items():
         assert fnmatch.filter(envs.ENV_IDS, task)
         dataclasses.replace(crl_jax.Args(), **flags)

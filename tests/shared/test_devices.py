@@ -118,6 +118,8 @@ def test_ppo_normalises_over_all_devices():
         (dict(num_devices=2, batch_size=3), "--batch-size 3: --num-devices 2 must divide it"),
         (dict(num_devices=2, num_eval_envs=1), "--num-eval-envs 1: --num-devices 2 must divide it"),
         (dict(num_devices=2, num_seeds=2), "choose one of them"),
+        (dict(distributed=True, num_seeds=2), "--distributed trains one seed"),
+        (dict(distributed=True, evaluate="run"), "--evaluate is for one process"),
     ],
 )
 def test_what_devices_do_not_divide_is_refused(flags, message):
