@@ -31,6 +31,7 @@ from matplotlib.ticker import LogLocator
 from scipy.stats import bootstrap, trim_mean
 
 from benchmark.learning import HERE, read_csv
+from envs import ENV_IDS
 
 METHODS = {  # method: title
     "crl": "CRL",
@@ -304,6 +305,8 @@ def main():
         insert(path, "overview", overview(tasks), append=False)
         insert(path, "CRL and others", overview(compared), append=False)
         insert(path, "published", published(tasks), append=False)
+        untrained = [f"`{env_id}`" for env_id in ENV_IDS if env_id not in tasks]
+        insert(path, "untrained", f"Not trained yet: {', '.join(untrained)}.", append=False)
         for task, curves in tasks.items():
             insert(path, task, table_of_task(curves), append=path == args.docs[0])
     for task, curves in tasks.items():

@@ -181,8 +181,9 @@ def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory
     if env.backend == "warp":
         print("on a GPU warp rounds differently each time: a run that is resumed ends in other bits")
     ratio = schedule.steps_per_iteration / schedule.updates_per_iteration
-    print(f"{steps:,} environment steps in {epochs.stop - 1} epochs, an update every {ratio:.3g} steps", end=", ")
-    print(f"{_num_bytes(shapes) / 1e6:.0f} MB of state")
+    every = f"a checkpoint every {args.checkpoint_every}, " if args.checkpoint_every else ""
+    print(f"{steps:,} environment steps in {epochs.stop - 1} epochs", end=", ")
+    print(f"{every}an update every {ratio:.3g} steps, {_num_bytes(shapes) / 1e6:.0f} MB of state")
     print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}")
     if args.num_seeds > 1:
         devices = len(jax.tree.leaves(shapes)[0].sharding.device_set)

@@ -51,7 +51,7 @@ def store(folder, script="crl_jax", epoch=None, **flags):
 def test_mistakes_get_one_line(script, tmp_path):
     for flags, message in (
         ("--env-id reachr", "error: unknown env id 'reachr'; did you mean reacher or "),
-        ("--env-id my_task:Cart", "error: env id 'my_task:Cart': there is no module 'my_task' here"),
+        ("--env-id no_module:Cart", "error: env id 'no_module:Cart': there is no module 'no_module' here"),
         ("--env-id envs:Cart", "error: env id 'envs:Cart': envs has no GoalEnv 'Cart'"),
         ("--layout '#r.g#'", "error: reacher is no maze: it has no layout"),
         ("--backend bullet", "error: reacher does not run on backend 'bullet'; choose one of"),

@@ -77,8 +77,8 @@ def test_a_snippet_runs(snippet, finished, monkeypatch, tmp_path):
     sizes = dict(num_envs=8, batch_size=16, buffer_size=200, width=8, num_eval_envs=4, episode_length=50)
     monkeypatch.setattr(crl_jax, "Args", partial(crl_jax.Args, total_timesteps=10_000, **sizes))
     monkeypatch.setattr(crl_jax, "contrastive_loss", crl_jax.contrastive_loss)  # one snippet puts its own in its place
-    if "__main__" not in snippet:
-        exec(snippet, {"__name__": "snippet"})
+    if "parse_args" not in snippet:
+        exec(snippet, {"__name__": "__main__"})
         return
     (tmp_path / "snippet.py").write_text(snippet)
     monkeypatch.syspath_prepend(tmp_path)
