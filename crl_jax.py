@@ -1,8 +1,8 @@
 """Contrastive reinforcement learning (CRL): reach goals without a reward function or a model of the world.
 
-Take a state and an action of a past trajectory and, as a goal, where that same trajectory was k steps later:
+Take a state and an action of a past trajectory and, as a goal, a place near where that trajectory was k steps later:
 
-    (s_t, a_t),   g = state_{t+k}[goal_indices],   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory
+    (s_t, a_t),   g = state_{t+k}[goal_indices] + σn,   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory,   n ~ N(0, I)
 
 where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
 (s, a) and g into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to tell
@@ -14,9 +14,10 @@ serves as negatives. With the symmetric InfoNCE loss
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
-reached, discounted by γ, after a in s than at random, under the policies that filled the buffer. So the actor has only
-to pick the actions that the critic finds likeliest to lead to its goal g', with as much entropy as α asks for, which is
-tuned to keep the entropy at its target H̄. g' is the row's own g, another row's, or the one that was commanded then:
+reached, discounted by γ, after a in s than at random, under the policies that filled the buffer; with σ > 0, how much
+likelier the trajectory is to be near g, within about σ. So the actor has only to pick the actions that the critic finds
+likeliest to lead to its goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target
+H̄. g' is the row's own g, another row's, or the one that was commanded then:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -70,6 +71,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
     commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    goal_noise: float = 0.0  # standard deviation σ of the noise on a pair's goal, in thresholds of success
     goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -407,10 +409,12 @@ def make_train(args, env=None, eval_env=None):
     def iterate(runner, _):
         """One unroll, then its updates, their batches drawn all at once."""
         runner = unroll(runner)
-        key, batch_key, noise_key = jax.random.split(runner.key, 3)
+        key, batch_key, goal_key, noise_key = jax.random.split(runner.key, 4)
         shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        batches = now.state, now.action, future.next_goal, now.goal
+        noise = jax.random.normal(goal_key, now.goal.shape)
+        goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * noise
+        batches = now.state, now.action, goal, now.goal
         noise = jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
         last = jax.tree.map(lambda x: x[-1], (batches, noise))  # metrics of one batch are enough
@@ -429,10 +433,7 @@ def make_train(args, env=None, eval_env=None):
         metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
         return runner, jax.lax.pmean(metrics, args.axes)
 
-    def train(runner, num_epochs):
-        return jax.lax.scan(epoch, runner, length=num_epochs)
-
-    return init, train
+    return init, lambda runner, num_epochs: jax.lax.scan(epoch, runner, length=num_epochs)
 
 
 @harness.errors_in_one_line()

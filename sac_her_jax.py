@@ -397,10 +397,7 @@ def make_train(args, env=None, eval_env=None):
         metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
         return runner, jax.lax.pmean(metrics, args.axes)
 
-    def train(runner, num_epochs):
-        return jax.lax.scan(epoch, runner, length=num_epochs)
-
-    return init, train
+    return init, lambda runner, num_epochs: jax.lax.scan(epoch, runner, length=num_epochs)
 
 
 @harness.errors_in_one_line()

@@ -34,6 +34,7 @@ VARIANTS = (
     {"random_goals": 0.5},
     {"commanded_goals": 0.5},
     {"commanded_goals": 1.0},
+    {"goal_noise": 0.3},
     {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # the ant's, without chunks
     {"target_entropy": -1.0},
     {"target_entropy": 0.0},

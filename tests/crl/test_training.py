@@ -4,11 +4,13 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Plane
 
-from crl_jax import Args, make_schedule, make_train
+import crl_jax
+from crl_jax import Args, make_schedule, make_train, sample_pairs, total_loss
 from envs import UsageError
 
 TINY = Args(
@@ -112,6 +114,28 @@ def test_evaluation_does_not_influence_training(tiny):
     for runner, metrics in (more, once):
         assert not np.array_equal(metrics["eval/final_dist"], tiny[1]["eval/final_dist"])
         tree_equal(runner._replace(eval_key=tiny[0].eval_key), tiny[0])
+
+
+@pytest.mark.parametrize("goal_noise", [0.0, 0.5])
+def test_the_goals_of_pairs_have_noise(goal_noise, monkeypatch):
+    """Of so many thresholds, independent in rows and coordinates; without it they are what was achieved, to the bit."""
+
+    def pairs(*args):
+        now, future = sample_pairs(*args)
+        return now, future._replace(next_goal=jnp.full_like(future.next_goal, 3.0))
+
+    def loss(params, batch, *others):
+        total, metrics = total_loss(params, batch, *others)
+        x, y = (batch[2] - 3.0).T
+        moments = {"mean": jnp.mean(x), "std": jnp.std(y), "of_coordinates": jnp.std(x - y)}
+        return total, metrics | moments | {"of_rows": jnp.std(x - jnp.roll(x, 1))}
+
+    monkeypatch.setattr(crl_jax, "sample_pairs", pairs)
+    monkeypatch.setattr(crl_jax, "total_loss", loss)
+    _, metrics = train(dataclasses.replace(TINY, goal_noise=goal_noise, batch_size=2000))
+    sigma = goal_noise * Plane().goal_reach_thresh
+    for name, factor in (("mean", 0), ("std", 1), ("of_coordinates", 2**0.5), ("of_rows", 2**0.5)):
+        np.testing.assert_allclose(metrics[f"losses/{name}"], factor * sigma, atol=0.06 * sigma)
 
 
 def test_many_seeds_in_one_call(tiny):
