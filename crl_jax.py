@@ -100,7 +100,8 @@ OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line
     "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True,
                  total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97),
-    "arm_push*": dict(commanded_goals=0.5, target_entropy=-1.0, layer_norm=True, total_timesteps=1_500_000),
+    "arm_push*": dict(commanded_goals=0.5, goal_noise=0.3, target_entropy=-1.0, layer_norm=True,
+                      total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, anneal_lr=True, total_timesteps=1_000_000),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
     "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5),
@@ -412,8 +413,7 @@ def make_train(args, env=None, eval_env=None):
         key, batch_key, goal_key, noise_key = jax.random.split(runner.key, 4)
         shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        noise = jax.random.normal(goal_key, now.goal.shape)
-        goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * noise
+        goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)
         batches = now.state, now.action, goal, now.goal
         noise = jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
