@@ -71,7 +71,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
     commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
-    goal_noise: float = 0.0  # standard deviation σ of the noise on a pair's goal, in thresholds of success
+    goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
     goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
     target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -410,7 +410,7 @@ def make_train(args, env=None, eval_env=None):
     def iterate(runner, _):
         """One unroll, then its updates, their batches drawn all at once."""
         runner = unroll(runner)
-        key, batch_key, goal_key, noise_key = jax.random.split(runner.key, 4)
+        key, batch_key, noise_key, goal_key = jax.random.split(runner.key, 4)
         shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
         goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)

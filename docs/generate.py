@@ -68,7 +68,7 @@ RUN = """## A run's directory
 | `metrics.csv` | a row for each epoch: epoch, steps, seconds since the start, all metrics |
 | `events.out.tfevents…` | the same for TensorBoard, over environment steps; flags; the film |
 | `checkpoints/epoch_000005/` | all that a training is: parameters, optimisers, environments, buffer, keys; its policy |
-| `policy.jax` | the newest policy by itself, see [README](../README.md#use-it) |
+| `policy.jax` | the newest policy by itself, see [forking](forking.md#a-policy-elsewhere) |
 | `film.gif` | with `--capture-video` |
 | `seed_1/`, … | with `--num-seeds`: the curves and the policy of each; the run's own curves are their means |
 

@@ -38,7 +38,7 @@ class Checkpoints:
         shardings, or without them a dict of dicts by the names of its parts."""
         epoch = self._manager.latest_step()
         if epoch is None:
-            raise UsageError(f"{self._folder} holds no checkpoint yet: start the run anew, with --run-dir in its place")
+            raise UsageError(f"{self._folder} holds no checkpoint yet: repeat its command, with --run-dir")
         info = self._manager.restore(epoch, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
         if shapes is not None and info["shapes"] != _describe(shapes):  # orbax would cast other types
             raise UsageError(f"the checkpoint in {self._folder} was written by another version of the script")
