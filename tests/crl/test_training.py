@@ -136,6 +136,7 @@ def test_the_goals_of_pairs_have_noise(goal_noise, monkeypatch):
     sigma = goal_noise * Plane().goal_reach_thresh
     for name, factor in (("mean", 0), ("std", 1), ("of_coordinates", 2**0.5), ("of_rows", 2**0.5)):
         np.testing.assert_allclose(metrics[f"losses/{name}"], factor * sigma, atol=0.06 * sigma)
+    assert len(set(metrics["losses/mean"].tolist())) == (4 if goal_noise else 1)  # drawn anew in each iteration
 
 
 def test_many_seeds_in_one_call(tiny):
