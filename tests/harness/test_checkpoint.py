@@ -32,7 +32,7 @@ def test_other_arrays_are_refused(tmp_path):
 
 
 def test_there_is_none_yet(tmp_path):
-    with pytest.raises(envs.UsageError, match="holds no checkpoint yet: start the run anew"):
+    with pytest.raises(envs.UsageError, match="holds no checkpoint yet: repeat its command, with --run-dir"):
         Checkpoints(tmp_path / "checkpoints", keep=1).restore({})
 
 
