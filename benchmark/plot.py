@@ -4,8 +4,9 @@
 
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
 `overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL and another method were trained
-on, and between those of `published` the figures of `published.csv` beside ours. The first file gets what it lacks, at
-its end. `curves/TASK.png` beside it are the pictures of each task, `curves.png` is one of several.
+on, between those of `untrained` the tasks without a curve, and between those of `published` the figures of
+`published.csv` beside ours. The first file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures
+of each task, `curves.png` is one of several.
 
 Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
 aside), and at the end of each. Between two evaluations a curve is a straight line. Of five seeds or more a cell is the
@@ -301,12 +302,12 @@ def main():
     args = parser.parse_args()
     tasks, folder = load_all(args.results), args.docs[0].parent
     compared = {task: curves for task, curves in tasks.items() if "crl" in curves and len({*curves} - {PEER}) > 1}
+    untrained = ", ".join(f"`{env_id}`" for env_id in ENV_IDS if env_id not in tasks)
     for path in args.docs:
         insert(path, "overview", overview(tasks), append=False)
         insert(path, "CRL and others", overview(compared), append=False)
         insert(path, "published", published(tasks), append=False)
-        untrained = [f"`{env_id}`" for env_id in ENV_IDS if env_id not in tasks]
-        insert(path, "untrained", f"Not trained yet: {', '.join(untrained)}.", append=False)
+        insert(path, "untrained", f"Not trained yet: {untrained or 'none'}.", append=False)
         for task, curves in tasks.items():
             insert(path, task, table_of_task(curves), append=path == args.docs[0])
     for task, curves in tasks.items():
