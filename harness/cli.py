@@ -56,7 +56,7 @@ class RunArgs:
             if type(value) in (int, float):  # neither a bool, nor one of JAX's tracers
                 from_zero = default == 0 or field.name in ("seed", "checkpoint_every", "process_id")
                 counts = "int" in str(field.type) and not from_zero
-                lowest = -math.inf if default is not None and default < 0 else 1 if counts else 0
+                lowest = -math.inf if isinstance(default, int | float) and default < 0 else 1 if counts else 0
                 flag = field.name.replace("_", "-")
                 check(math.isfinite(value) and value >= lowest, f"--{flag} {value}: must be at least {lowest}")
         for name in ("num_envs", "batch_size", "num_eval_envs"):
@@ -155,7 +155,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
 
     `of_tasks` has the defaults of kinds of tasks, which `--env-id` chooses: of all keys, patterns, that fit it; of
     two values for a flag the later wins. With `--resume RUN_DIR` the flags are those of that run, and so they are if
-    `--run-dir` holds a checkpoint; with `--evaluate RUN_DIR` too, as far as the script still has them. Other values are
+    `--run-dir` holds a run; with `--evaluate RUN_DIR` too, as far as the script still has them. Other values are
     refused, but for what `_OF_RESUME` and `_OF_EVALUATION` list.
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
@@ -187,8 +187,10 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
     check(given.eval_goal is None or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
+    check(not (given.resume and given.run_dir), "--resume goes on with a run where it is: leave --run-dir out")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
-    earlier = given.evaluate or given.resume or (given.run_dir if goes_on else None)
+    begun = goes_on or (given.run_dir and Path(given.run_dir, "args.json").is_file())
+    earlier = given.evaluate or given.resume or (given.run_dir if begun else None)
     if not earlier:
         _check_devices(given)
         taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
@@ -196,6 +198,10 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
             print(f"for {', '.join(kinds)}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
+    whole = given.evaluate or directory_of(earlier).samefile(earlier)
+    check(whole, f"{earlier} is part of {directory_of(earlier)}: --resume goes on from a run's newest checkpoint")
+    lost = begun and not goes_on and any(Path(given.run_dir).rglob("policy.jax"))
+    check(not lost, f"{given.run_dir} holds a run that ended without checkpoints: take another --run-dir")
     if given.evaluate:
         check(given.num_devices == 1, "--evaluate is for one device: leave --num-devices out")
         stored = {name: value for name, value in stored.items() if name in names}
@@ -217,4 +223,6 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     if given.evaluate:
         return given
     _check_devices(given)
+    if begun and not goes_on:
+        return given  # it had come to no checkpoint, and starts anew
     return dataclasses.replace(given, resume=earlier, run_dir=None)

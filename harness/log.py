@@ -26,10 +26,11 @@ class Log:
                 earlier.unlink()  # of a run that had not come to a checkpoint
         # By its full name, which is where wandb replaces it.
         self._writer = event_file_writer.EventFileWriter(str(folder), flush_secs=1)
-        self._csv = folder / "metrics.csv"
+        self._csv, self._columns = folder / "metrics.csv", None
         if epoch:
             self._writer.add_event(Event(step=steps + 1, session_log=SessionLog(status=SessionLog.START)))
             header, *rows = self._csv.read_text().splitlines(keepends=True)
+            self._columns = header.strip().split(",")  # whatever a script that has changed logs now
             self._csv.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epoch))
         rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flags.items()}
@@ -43,11 +44,13 @@ class Log:
         """An epoch's metrics, at so many environment steps and seconds since the start of the run."""
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._add(Summary(value=scalars), steps)
+        row = {"epoch": epoch, "steps": steps, "seconds": f"{seconds:.1f}"}
+        row |= {name: f"{value:.6g}" for name, value in metrics.items()}
         with self._csv.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.DictWriter(file, self._columns or row.keys(), extrasaction="ignore")
             if not file.tell():  # it is new
-                writer.writerow(["epoch", "steps", "seconds", *metrics])
-            writer.writerow([epoch, steps, f"{seconds:.1f}", *(f"{value:.6g}" for value in metrics.values())])
+                writer.writeheader()
+            writer.writerow(row)
 
     def add_film(self, gif: Path, steps: int):
         """A film, which TensorBoard plays."""

@@ -1,13 +1,16 @@
 """A run from its start to its end: training, log, checkpoints, film; and the evaluation of one."""
 
 import contextlib
+import datetime
 import json
 import math
 import os
 import shlex
 import signal
 import sys
+import threading
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,15 +50,26 @@ def run(
     if args.evaluate:
         return evaluate(args, eval_env)
     # Of several processes the first alone prints, logs and films; a checkpoint they write together.
-    with contextlib.redirect_stdout(None) if jax.process_index() else contextlib.nullcontext():
+    with contextlib.redirect_stdout(None) if jax.process_index() else contextlib.nullcontext(), _ctrl_c_at_once():
         _train(args, env, eval_env, schedule, init, train, policy)
+
+
+@contextlib.contextmanager
+def _ctrl_c_at_once():
+    """Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # somebody else takes care of it
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _train(args, env, eval_env, schedule, init, train, policy):
     """The training of `run`."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if args.capture_video:
         render.check_opengl()
     key, init, train = spread(args, init, train)
@@ -104,7 +118,7 @@ def _train(args, env, eval_env, schedule, init, train, policy):
                 log.flush()  # curves reach as far as the checkpoint, whatever ends the process
             folder = checkpoints.save(runner, {"epoch": epoch, "steps": steps, "seconds": now - zero})
             _write_policies(args, env, policy, runner, folder, directory)
-            print(f"{'':>7} checkpoint; to go on from it: {_command('--resume', directory)}", flush=True)
+            print(f"{'':>7} checkpoint; to go on from it: {_command(args, '--resume', directory)}", flush=True)
         before = now
     _write_policies(args, env, policy, runner, directory)  # also where no checkpoints are wanted
     if args.capture_video and logs:
@@ -113,13 +127,15 @@ def _train(args, env, eval_env, schedule, init, train, policy):
     for log in logs:
         log.close()
     folder = directory / f"seed_{args.seed}" if args.num_seeds > 1 else directory
-    print(f"evaluate it: {_command('--evaluate', folder)}")
+    print(f"evaluate it: {_command(args, '--evaluate', folder)}")
 
 
 def evaluate(args: RunArgs, env: GoalEnv):
     """`--evaluate`: success of a run's policy on fresh episodes of `env`, with its 95 % interval, also as a JSON file;
     perhaps a film."""
+    writable = os.access(args.evaluate, os.W_OK)  # a run may be someone else's
     if args.capture_video:
+        check(writable, f"{args.evaluate} cannot be written to, and --capture-video puts the film there")
         render.check_opengl()
     policy = load_policy(Path(args.evaluate, "policy.jax"))
     task, episodes, length = args.eval_env_id or args.env_id, args.num_eval_envs, args.episode_length
@@ -142,7 +158,7 @@ def evaluate(args: RunArgs, env: GoalEnv):
         name += "_goal_" + "_".join(f"{x:g}" for x in args.eval_goal)
     results |= {"eval/success_rate": rate, "interval": [interval.low, interval.high], "task": task}
     results |= {"goal": args.eval_goal, "flags": flags_of(args)}
-    if os.access(args.evaluate, os.W_OK):  # a run may be someone else's
+    if writable:
         _write(Path(args.evaluate, f"evaluation_{name}.json"), json.dumps(results, indent=1).encode())
     if args.capture_video:
         _film(args, env, policy, Path(args.evaluate, f"film_{name}.gif"))
@@ -166,13 +182,15 @@ def _check_finite(args: RunArgs, epoch: int, metrics: dict[str, np.ndarray]):
 
 
 def _make_directory(args: RunArgs) -> Path:
-    started = multihost_utils.broadcast_one_to_all(int(_START))  # of the first process
+    started = multihost_utils.broadcast_one_to_all(int(time.time()))  # of the first process
     name = f"{args.env_id.replace(':', '.')}__{args.exp_name or script_of(type(args))}__{args.seed}__{started}"
     directory = Path(args.run_dir or Path(args.runs_dir, name))
     try:
         directory.mkdir(parents=True, exist_ok=bool(args.run_dir or args.distributed))
     except OSError as error:
         raise UsageError(f"{error}; --runs-dir or --run-dir puts it elsewhere") from error
+    ours = (directory / "args.json").exists()  # of a run that had come to no checkpoint
+    check(ours or not (directory / "metrics.csv").exists(), f"{directory} holds a metrics.csv that is not of a run")
     return directory
 
 
@@ -202,8 +220,9 @@ def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: 
         import wandb  # only who tracks needs it
 
         name = directory.resolve().name
-        place = dict(project=args.wandb_project, entity=args.wandb_entity, group=args.wandb_group, dir=args.runs_dir)
-        wandb.init(id=name, name=name, **place, config=flags, sync_tensorboard=True, resume="allow")
+        place = dict(project=args.wandb_project, entity=args.wandb_entity, group=args.wandb_group, dir=str(directory))
+        its_id = f"{name}_{zlib.crc32(str(directory.resolve()).encode()):x}"  # other folders can have this name too
+        wandb.init(id=its_id, name=name, **place, config=flags, sync_tensorboard=True, resume="allow")
     flags_in = {directory: flags}
     if args.num_seeds > 1:
         for seed in range(args.seed, args.seed + args.num_seeds):
@@ -245,11 +264,10 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _command(flag: str, value: Path) -> str:
+def _command(args: RunArgs, flag: str, value: Path) -> str:
     """What to type, in this directory, to start this script again with this flag."""
-    return shlex.join([sys.orig_argv[0], sys.argv[0], flag, str(value)])
+    together = ["--distributed"] * (args.distributed and flag == "--resume")
+    return shlex.join([sys.orig_argv[0], sys.argv[0], flag, str(value), *together])

@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -50,14 +49,10 @@ def run(script, *flags, cwd):
     if "--resume" in flags or "--run-dir" in flags:
         # TensorBoard reads a run's files by second, then by a count in the process as text, where 10 is before 9.
         time.sleep(1 - time.time() % 1)
-    before = signal.getsignal(signal.SIGINT)  # which a run sets as it likes it
-    try:
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-            patch.chdir(cwd)
-            patch.setattr(sys, "argv", [str(module.__file__), *map(str, flags)])
-            module.main()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(module.__file__), *map(str, flags)])
+        module.main()
     return out.getvalue()
 
 

@@ -55,10 +55,11 @@ def test_mistakes_get_one_line(script, tmp_path):
         ("--env-id envs:Cart", "error: env id 'envs:Cart': envs has no GoalEnv 'Cart'"),
         ("--layout '#r.g#'", "error: reacher is no maze: it has no layout"),
         ("--backend bullet", "error: reacher does not run on backend 'bullet'; choose one of"),
-        ("--eval-env-id ant", "error: --eval-env-id ant has other states, goals, actions or physics than the task"),
+        ("--eval-env-id ant", "error: a policy of this task cannot act in ant: state_dim is 10 here and 29 there"),
         ("--resume nowhere", "error: nowhere is not the directory of a run: there is no args.json in it"),
         ("--resume ''", "error: an empty directory: is a shell's variable not set?"),
         ("--resume a --evaluate b", "error: --resume goes on with a run and --evaluate ends one: choose"),
+        ("--resume a --run-dir b", "error: --resume goes on with a run where it is: leave --run-dir out"),
     ):
         err = refused(script, *shlex.split(flags), cwd=tmp_path)
         assert err.startswith(message) and err.count("\n") == 1
@@ -295,11 +296,27 @@ def test_a_run_directory_given_again_goes_on(parse):
     assert (parse(line).run_dir, parse(line).resume) == ("runs/mine", None)
     store("runs/mine", seed=3, width=8)
     assert (parse(line).run_dir, parse(line).resume) == ("runs/mine", None)
+    with pytest.raises(envs.UsageError, match="--width 9: the run in runs/mine has 8, and that stays"):
+        parse("--run-dir runs/mine --seed 3 --width 9")
     store("runs/mine", seed=3, width=8, epoch=5)
     args = parse(line)
     assert (args.resume, args.run_dir, args.seed, args.backend) == ("runs/mine", None, 3, "mujoco")
     with pytest.raises(envs.UsageError, match="--width 9: the run in runs/mine has 8, and that stays"):
         parse("--run-dir runs/mine --seed 3 --width 9")
+
+
+def test_a_run_that_ended_without_checkpoints_is_not_written_over(parse):
+    store("runs/mine", checkpoint_every=0)
+    Path("runs/mine/policy.jax").touch()
+    with pytest.raises(envs.UsageError, match="runs/mine holds a run that ended without checkpoints"):
+        parse("--run-dir runs/mine --checkpoint-every 0")
+
+
+def test_resume_wants_a_whole_run(parse):
+    store("runs/one", epoch=5)
+    with pytest.raises(envs.UsageError, match=r"epoch_000005 is part of .*runs/one: --resume goes on from"):
+        parse("--resume runs/one/checkpoints/epoch_000005")
+    assert parse("--evaluate runs/one/checkpoints/epoch_000005").evaluate
 
 
 def test_evaluation_takes_the_flags_of_the_run_as_far_as_it_knows_them(parse):

@@ -246,6 +246,27 @@ def test_a_run_directory_given_again_before_the_first_checkpoint_starts_anew(fin
     assert_same_end(FORK, finished(FORK), tmp_path / "queue" / "mine")
 
 
+@pytest.mark.xdist_group("fork")
+@pytest.mark.quick
+def test_a_run_whose_script_logs_more_by_now_keeps_its_columns(tmp_path):
+    run(FORK, "--run-dir", "mine", cwd=tmp_path)
+    before, add = table(tmp_path / "mine"), Log.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Log, "add", lambda self, *args: add(self, *args[:-1], {"a_new_one": 7.0} | args[-1]))
+        run(FORK, "--resume", "mine", "--total-timesteps", "300", cwd=tmp_path)
+    after = table(tmp_path / "mine")
+    assert after[: len(before)] == before and len(after) > len(before)
+    assert after[-1].keys() == before[-1].keys() and int(after[-1]["steps"]) >= 300
+
+
+@pytest.mark.quick
+def test_a_folder_with_other_results_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.csv").write_text("somebody's")
+    assert "mine holds a metrics.csv that is not of a run" in refused(FORK, "--run-dir", "mine", cwd=tmp_path)
+    assert (tmp_path / "mine" / "metrics.csv").read_text() == "somebody's"
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +348,7 @@ def test_a_run_leaves_ctrl_c_to_the_shell(tmp_path):
             restore = signal.signal(signal.SIGINT, before)
             try:
                 run(FORK, cwd=tmp_path)
+                assert signal.getsignal(signal.SIGINT) is before
             finally:
                 signal.signal(signal.SIGINT, restore)
         assert set(during) == {after}
@@ -392,7 +414,8 @@ def test_track_mirrors_to_wandb(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **flags: calls.append(flags)))
     run(FORK, "--track", "--total-timesteps", "40", "--checkpoint-every", "1", cwd=tmp_path)
     (called,), directory = calls, only_run(tmp_path)
-    assert called["sync_tensorboard"] is True and called["id"] == called["name"] == directory.name
+    assert called["sync_tensorboard"] is True and called["name"] == directory.name
+    assert called["id"].startswith(directory.name) and called["dir"] == str(directory.relative_to(tmp_path))
     assert called["config"]["step_size"] == 0.1
     run(FORK, "--resume", directory, "--total-timesteps", "60", cwd=tmp_path)
     assert calls[1]["id"] == called["id"] and calls[1]["resume"] == "allow"
