@@ -99,7 +99,7 @@ class AntBall(Ant):
     def add_things(self, spec: mujoco.MjSpec):
         ball = spec.worldbody.add_body(name="ball", pos=[0, 0, 0.5])
         ball.add_geom(type=SPHERE, size=[0.5, 0, 0], mass=0.576, contype=1, conaffinity=0, rgba=[0.9, 0.9, 0.9, 1])
-        add_slides(spec, ball, "xy", reach=100, armature=1)
+        add_slides(ball, "xy", reach=100, armature=1)
         add_target(spec, reach=100)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -159,7 +159,7 @@ class AntPush(Ant):
             )
         box = spec.worldbody.add_body(name="box", pos=[*self.box, 2])
         box.add_geom(type=BOX, size=[3.6, 3.6, 1.8], mass=0.0002, contype=1, conaffinity=1, rgba=[0.9, 0.1, 0.1, 1])
-        add_slides(spec, box, "xyz", reach=None)
+        add_slides(box, "xyz", reach=None)
         add_target(spec)
         for geom in spec.geoms:
             geom.density, geom.solimp[:3] = 40, [0.995, 0.995, 0.01]

@@ -46,7 +46,7 @@ def load_robot(name: str) -> mujoco.MjSpec:
     return spec
 
 
-def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: float | None, armature: float = 0.0):
+def add_slides(body: mujoco.MjsBody, axes: str, reach: float | None, armature: float = 0.0):
     """Lets `body` slide by up to `reach` metres, or without limit, along `axes`, e.g. "xy"."""
     for axis in axes:
         body.add_joint(
@@ -61,11 +61,11 @@ def add_slides(spec: mujoco.MjSpec, body: mujoco.MjsBody, axes: str, reach: floa
         )
 
 
-def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: float = 0.9, reach: float = 20.0):
-    """Marks the goal with a sphere that touches nothing, moved by its joints."""
+def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, reach: float = 20.0):
+    """Marks the goal with a sphere as large as the threshold of success, that touches nothing, moved by its joints."""
     target = spec.worldbody.add_body(name="target", pos=[0, 0, z])
-    target.add_geom(type=SPHERE, size=[radius, 0, 0], mass=1, contype=0, conaffinity=0, rgba=GREEN)
-    add_slides(spec, target, axes, reach)
+    target.add_geom(type=SPHERE, size=[0.5, 0, 0], mass=1, contype=0, conaffinity=0, rgba=GREEN)
+    add_slides(target, axes, reach)
 
 
 def set_solver(spec: mujoco.MjSpec, backend: str, iterations: int, ls_iterations: int):

@@ -33,7 +33,7 @@ class Humanoid(GoalEnv):
 
     def add_things(self, spec: mujoco.MjSpec):
         """Adds what is not the humanoid; the target comes last."""
-        add_target(spec, z=_TARGET_Z, radius=0.5)
+        add_target(spec, z=_TARGET_Z)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         distance_key, angle_key = jax.random.split(key)
@@ -79,7 +79,7 @@ class HumanoidMaze(MazeEnv, Humanoid):
 
     def add_things(self, spec: mujoco.MjSpec):
         self.add_walls(spec)
-        add_target(spec, z=_TARGET_Z, radius=0.5, reach=100)
+        add_target(spec, z=_TARGET_Z, reach=100)
 
     def start(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         start_key, target_key = jax.random.split(key)

@@ -24,7 +24,7 @@ class PointMaze(MazeEnv):
             spec.delete(part)
         point = spec.worldbody.add_body(name="point", pos=[0, 0, 0.75])
         point.add_geom(type=SPHERE, size=[0.25, 0, 0], contype=1, conaffinity=1, rgba=ORANGE)
-        add_slides(spec, point, "xy", reach=100, armature=1)
+        add_slides(point, "xy", reach=100, armature=1)
         for joint in point.joints:
             motor = spec.add_actuator(target=joint.name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
             motor.set_to_motor()

@@ -103,18 +103,13 @@ def make_eval(env: GoalEnv, env_id: str | None) -> GoalEnv:
     """The task `env_id` for policies that were trained on `env`; None is `env` itself.
 
     Raises:
-      UsageError: unknown id, or its states, goals, actions or physics are others than those of `env`.
+      UsageError: unknown id, or its states, goals or actions are others than those of `env`, or it has not its physics.
     """
     if env_id is None:
         return env
-
-    def fits(task):
-        return (task.state_dim, task.goal_indices) == (env.state_dim, env.goal_indices) and env.backend in task.backends
-
-    if fits(_find(env_id)[0]):
-        other = chunk(make(env_id, env.backend, env.dense_reward), env.action_chunk)
-        if other.action_size == env.action_size:
-            return other
-    fitting = [name for name, (task, _) in TASKS.items() if fits(task)]
-    advice = f"choose one of {', '.join(fitting)}" if fitting else "none has the same"
-    raise UsageError(f"--eval-env-id {env_id} has other states, goals, actions or physics than the task; {advice}")
+    other = chunk(make(env_id, env.backend, env.dense_reward), env.action_chunk)
+    for name in ("state_dim", "goal_indices", "action_size"):
+        ours, theirs = getattr(env, name), getattr(other, name)
+        if ours != theirs:
+            raise UsageError(f"a policy of this task cannot act in {env_id}: {name} is {ours} here and {theirs} there")
+    return other

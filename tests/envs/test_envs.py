@@ -56,13 +56,15 @@ def test_unknown_id_names_the_nearest():
 
 @pytest.mark.quick
 def test_a_task_to_evaluate_on():
-    """It has the same observations, actions and physics; others are refused with those that do."""
+    """It has the same observations, actions and physics; others are refused."""
     maze = envs.make("simple_u_maze", backend="mujoco")
     assert envs.make_eval(maze, None) is maze
     other = envs.make_eval(envs.chunk(maze, 3), "simple_big_maze_eval")
     assert (other.backend, other.action_chunk, other.unwrapped.cells("r").tolist()) == ("mujoco", 3, [[4, 4]])
-    with pytest.raises(envs.UsageError, match="choose one of simple_u_maze, simple_big_maze, simple_hardest_maze"):
+    with pytest.raises(envs.UsageError, match="cannot act in ant: state_dim is 4 here and 29 there"):
         envs.make_eval(maze, "ant")
+    with pytest.raises(envs.UsageError, match="does not run on backend 'spring'"):
+        envs.make_eval(envs.make("simple_u_maze", backend="spring"), "arm_reach")
     with pytest.raises(envs.UsageError, match="did you mean simple_u_maze"):
         envs.make_eval(maze, "simple_u_mze")
 
