@@ -2,7 +2,7 @@
 
 Take a state and an action of a past trajectory and, as a goal, a place near where that trajectory was k steps later:
 
-    (s_t, a_t),   g = state_{t+k}[goal_indices] + σn,   P(k) ∝ γ^k,  1 ≤ k ≤ steps left in the trajectory,   n ~ N(0, I)
+    (s_t, a_t),   g = state_{t+k}[goal_indices] + σn,   P(k) ∝ γ^k,  1 ≤ k ≤ steps recorded from t on,   n ~ N(0, I)
 
 where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
 (s, a) and g into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to tell
@@ -48,7 +48,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
-    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
+    action_chunk: int = 1  # actions picked at once, without looking; a step above is a chunk, γ is gamma^action_chunk
 
     # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -72,8 +72,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
-    goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
-    target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
+    goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    target_entropy: float = -0.5  # H̄, the entropy to which alpha is tuned, in nats for each dimension of an action
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
@@ -165,7 +165,7 @@ def sample_action(actor_out, noise):
 class Transition(NamedTuple):
     state: jax.Array  # s_t, (..., state_dim)
     action: jax.Array  # a_t, (..., action_dim)
-    goal: jax.Array  # the goal that was commanded, (..., goal_dim)
+    goal: jax.Array  # what the policy was after, (..., goal_dim): the commanded goal
     next_goal: jax.Array  # state_{t+1}[goal_indices], (..., goal_dim): what the action achieved, before any reset
 
 
@@ -182,7 +182,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): trajectories number at most the steps, so that each has a slot
+    last_step: jax.Array  # (capacity, num_envs): no more trajectories than steps, so that each has a slot
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 

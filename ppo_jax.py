@@ -13,10 +13,12 @@ close to the old ones, the value its own target, and a bonus keeps the policy ra
     L(π) = -mean( min( ρ Â, clip(ρ, 1 - ε, 1 + ε) Â ) ) + β · mean( log π(a' | s, g) ),  a' ~ π(· | s, g)
     L(V) = mean( (V(s, g) - (A + V_old(s, g)))² )
 
-Â is A, normalised to mean 0 and standard deviation 1 in each minibatch (--no-normalize-advantage: A itself).
+Â is A, normalised to mean 0 and standard deviation 1 in each minibatch (--no-normalize-advantage: A itself); A is 0
+after the rollout's last step. (s, g) is normalised by its mean and deviation so far (--no-normalize-observations: not),
+and the gradients of π and of V are each scaled down to a norm of --max-grad-norm.
 
-PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance, as it does on reacher;
-elsewhere --dense-reward shows it the way.
+PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance; --dense-reward shows it the
+way.
 
 Papers: Schulman et al. 2017 (arXiv 1707.06347) and 2016 (arXiv 1506.02438, advantages), Bortkiewicz et al. 2025 (arXiv
 2408.11052, the benchmark).
@@ -45,7 +47,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
-    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
+    action_chunk: int = 1  # actions picked at once, without looking; a step above is a chunk, γ is gamma^action_chunk
 
     # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs

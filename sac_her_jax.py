@@ -44,7 +44,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
-    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
+    action_chunk: int = 1  # actions picked at once, without looking; a step above is a chunk, γ is gamma^action_chunk
 
     # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -67,8 +67,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
 
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
-    goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
-    target_entropy: float = -0.5  # entropy to which alpha is tuned, nats per action dimension
+    goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    target_entropy: float = -0.5  # H̄, the entropy to which alpha is tuned, in nats for each dimension of an action
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha

@@ -11,8 +11,9 @@ next action in a target has noise, of standard deviation σ, clipped at ±c, so 
 
 After every --policy-delay updates of Q comes one of π, with the last batch, and then the targets follow slowly,
 Q̄ ← Q̄ + τ (Q - Q̄) and π̄ ← π̄ + τ (π - π̄). The term with λ is from the paper on hindsight: tanh is flat near ±1, and an
-actor that goes there before Q knows of any goal stays there. An episode that is cut off by its length is bootstrapped
-as if it went on; only a termination of the task's own ends the sum.
+actor that goes there before Q knows of any goal stays there. Training acts by clip(π(s, g) + σ_e ε, -1, 1), σ_e being
+--exploration-noise. An episode that is cut off by its length is bootstrapped as if it went on; only a termination of
+the task's own ends the sum.
 
 A goal far away is never reached by chance, and a reward that is always 0 teaches nothing. So a share of each batch gets
 another goal: where its own trajectory was later on. What happened stays true, for how the world answers an action does
@@ -44,7 +45,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
-    action_chunk: int = 1  # actions that the policy picks at once and carries out without looking
+    action_chunk: int = 1  # actions picked at once, without looking; a step above is a chunk, γ is gamma^action_chunk
 
     # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -67,12 +68,12 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     tau: float = 0.005  # share of the way to the actor and the critics that their targets go with each actor's update
 
     policy_delay: int = 2  # updates of the critics for each update of the actor and of all targets
-    smoothing_noise: float = 0.2  # standard deviation of the noise on the target's next action
+    smoothing_noise: float = 0.2  # σ, standard deviation of the noise on the target's next action
     smoothing_clip: float = 0.5  # where that noise is clipped
     preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
     exploration_noise: float = 0.4  # standard deviation of the noise on actions in training
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
-    goal_steps: int = 0  # steps of an episode after which it goes on with a neighbour's goal; 0: its own to the end
+    goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     anneal_lr: bool = False  # let both learning rates fall linearly, to 0 at the end of the run

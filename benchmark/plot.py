@@ -50,8 +50,9 @@ RECORDS_HEAD = """# Records
 
 Seconds from the start of the process, compiling included, to the first evaluation with a success rate of 0.8, and to
 the first with a time near goal of 0.5: medians over seeds, on one or two cores of a CPU. `python -m benchmark.plot`
-adds a line when a committed curve of `benchmark/results/` is faster than all lines of its task. A command has the
-defaults of its commit; some are others today. An untrained arm touches most goals of `reacher`: there only near counts.
+adds a line when a committed curve of `benchmark/results/` is faster than all lines of its task. Some of these cores
+were four times as fast as others. A command has the defaults of its commit; some are others today. An untrained
+arm touches most goals of `reacher`: there only near counts.
 """
 RECORDS = ("task", "goal", "seconds", "seeds", "command", "commit", "date", "jaxgcrl, seconds")
 
@@ -162,7 +163,8 @@ def table_of_task(curves):
 
 
 def overview(tasks):
-    """A row for each task: success rate / time near goal after equal steps, in bold the longest near, unless 0."""
+    """A row for each task: success rate / time near goal after equal steps, in bold the longest near, unless 0; in
+    italics the means of fewer than three seeds."""
     columns = [method for method in METHODS if method != PEER and any(method in curves for curves in tasks.values())]
     rows = []
     for task, curves in tasks.items():
@@ -174,6 +176,7 @@ def overview(tasks):
         }
         best = max((near for _, near in ends.values()), default="")
         cells = {method: " / ".join(end) for method, end in ends.items()}
+        cells |= {method: f"*{cell}*" for method, cell in cells.items() if curves[method].seeds < 3}
         cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best != "0.00"}
         rows.append({"task": f"`{task}`", "steps": f"{steps:,.0f}"} | {METHODS[m]: cells.get(m, "") for m in columns})
     return table(rows)
@@ -267,7 +270,7 @@ def write_records(path, tasks):
 def draw(panels, path):
     """A picture with a column for each of the panels, (task, its curves, "steps" or "minutes"), and a row for each
     measure. Lines are the middle of seeds, bands their interval."""
-    size = 3.2 * len(panels), 5
+    size = min(3.2 * len(panels), 13), 5  # wider, and letters are too small where a page scales it down
     figure, axes = plt.subplots(2, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for column, (task, curves, over) in zip(axes.T, panels, strict=True):
         for ax, (measure, title) in zip(column, MEASURES.items(), strict=True):
