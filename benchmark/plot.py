@@ -162,9 +162,9 @@ def table_of_task(curves):
     return table(rows)
 
 
-def overview(tasks):
+def overview(tasks, random=None):
     """A row for each task: success rate / time near goal after equal steps, in bold the longest near, unless 0; in
-    italics the means of fewer than three seeds."""
+    italics the means of fewer than three seeds. `random` has what random actions reach, for a column more."""
     columns = [method for method in METHODS if method != PEER and any(method in curves for curves in tasks.values())]
     rows = []
     for task, curves in tasks.items():
@@ -178,7 +178,10 @@ def overview(tasks):
         cells = {method: " / ".join(end) for method, end in ends.items()}
         cells |= {method: f"*{cell}*" for method, cell in cells.items() if curves[method].seeds < 3}
         cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best != "0.00"}
-        rows.append({"task": f"`{task}`", "steps": f"{steps:,.0f}"} | {METHODS[m]: cells.get(m, "") for m in columns})
+        row = {"task": f"`{task}`", "steps": f"{steps:,.0f}"}
+        if random:
+            row["random"] = " / ".join(f"{float(random[task][name]):.2f}" for name in MEASURES)
+        rows.append(row | {METHODS[m]: cells.get(m, "") for m in columns})
     return table(rows)
 
 
@@ -305,9 +308,10 @@ def main():
     args = parser.parse_args()
     tasks, folder = load_all(args.results), args.docs[0].parent
     compared = {task: curves for task, curves in tasks.items() if "crl" in curves and len({*curves} - {PEER}) > 1}
+    random = {row["task"]: row for row in read_csv(HERE / "random.csv")}
     untrained = ", ".join(f"`{env_id}`" for env_id in ENV_IDS if env_id not in tasks)
     for path in args.docs:
-        insert(path, "overview", overview(tasks), append=False)
+        insert(path, "overview", overview(tasks, random), append=False)
         insert(path, "CRL and others", overview(compared), append=False)
         insert(path, "published", published(tasks), append=False)
         insert(path, "untrained", f"Not trained yet: {untrained or 'none'}.", append=False)
