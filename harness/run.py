@@ -245,7 +245,7 @@ def _write_policies(args: RunArgs, env: GoalEnv, policy: Callable, runner: Any, 
 def _film(args: RunArgs, env: GoalEnv, policy: Callable, path: Path):
     length = args.episode_length or env.episode_length
     pictures = film_policy(env, policy, jax.random.key(args.seed), length, args.eval_noise)
-    render.save_film(path, pictures, frames_per_second=20)
+    render.save_film(path, pictures)
     print(f"film: {path}", flush=True)
 
 
