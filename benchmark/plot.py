@@ -40,7 +40,6 @@ METHODS = {  # method: title
     "sac": "SAC",
     "td3_her": "TD3 + HER",
     "ppo_dense": "PPO, shaped reward",
-    "ppo_sparse": "PPO, sparse reward",
     "jaxgcrl": "jaxgcrl",
 }
 PEER = "jaxgcrl"
