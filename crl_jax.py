@@ -48,7 +48,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
-    action_chunk: int = 1  # actions picked at once, without looking; a step above is a chunk, γ is gamma^action_chunk
+    action_chunk: int = 1  # actions picked at once, without looking; a step to the losses, whose γ is gamma^chunk
 
     # budget, in single steps
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
@@ -73,7 +73,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
-    target_entropy: float = -0.5  # H̄, the entropy to which alpha is tuned, in nats for each dimension of an action
+    target_entropy: float = -1.0  # H̄, the entropy to which alpha is tuned, in nats for each dimension of an action
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
@@ -97,14 +97,13 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
 
 OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; of two that fit the later wins
-    "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, target_entropy=-1.0, anneal_lr=True,
+    "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, anneal_lr=True,
                  total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97),
-    "arm_push*": dict(commanded_goals=0.5, goal_noise=0.3, target_entropy=-1.0, layer_norm=True,
-                      total_timesteps=1_500_000),
-    "cheetah": dict(num_envs=64, anneal_lr=True, total_timesteps=1_000_000),
+    "arm_push*": dict(commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
+    "cheetah": dict(num_envs=64, target_entropy=-0.5, anneal_lr=True, total_timesteps=1_000_000),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
-    "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5),
+    "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5, target_entropy=-0.5),
 }  # fmt: skip
 
 
