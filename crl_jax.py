@@ -70,6 +70,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
     commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
+    best_of: int = 1  # transitions drawn for a row, which takes the one whose step moved the goal most
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
@@ -340,8 +341,7 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
-    return action
+    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
 
 
 def make_train(args, env=None, eval_env=None):
@@ -410,8 +410,10 @@ def make_train(args, env=None, eval_env=None):
         """One unroll, then its updates, their batches drawn all at once."""
         runner = unroll(runner)
         key, batch_key, noise_key, goal_key = jax.random.split(runner.key, 4)
-        shape = (schedule.updates_per_iteration, args.batch_size // args.num_devices)
+        shape = (args.best_of, schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
+        best = jnp.argmax(jnp.square(now.next_goal - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
+        now, future = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, future))
         goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)
         batches = now.state, now.action, goal, now.goal
         noise = jax.random.normal(noise_key, now.action.shape)
@@ -441,8 +443,7 @@ def main():
     env = envs.chunk(envs.make(args.env_id, args.backend, layout=args.layout), args.action_chunk)
     eval_env = envs.make_eval(env, args.eval_env_id)
     init, train = make_train(args, env, eval_env)
-    policy = partial(act, make_networks(args, env))
-    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
+    harness.run(args, env, eval_env, make_schedule(args), init, train, partial(act, make_networks(args, env)))
 
 
 if __name__ == "__main__":

@@ -410,8 +410,7 @@ def main():
     env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout), args.action_chunk)
     eval_env = envs.make_eval(env, args.eval_env_id)
     init, train = make_train(args, env, eval_env)
-    policy = partial(act, make_networks(args, env))
-    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
+    harness.run(args, env, eval_env, make_schedule(args), init, train, partial(act, make_networks(args, env)))
 
 
 if __name__ == "__main__":

@@ -297,8 +297,7 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    action, _ = sample_action(networks.actor.apply(runner.params["actor"], obs), noise)
-    return action
+    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
 
 
 def make_train(args, env=None, eval_env=None):
@@ -406,8 +405,7 @@ def main():
     env = envs.chunk(envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout), args.action_chunk)
     eval_env = envs.make_eval(env, args.eval_env_id)
     init, train = make_train(args, env, eval_env)
-    policy = partial(act, make_networks(args, env))
-    harness.run(args, env, eval_env, make_schedule(args), init, train, policy)
+    harness.run(args, env, eval_env, make_schedule(args), init, train, partial(act, make_networks(args, env)))
 
 
 if __name__ == "__main__":

@@ -139,6 +139,31 @@ def test_the_goals_of_pairs_have_noise(goal_noise, monkeypatch):
     assert len(set(metrics["losses/mean"].tolist())) == (4 if goal_noise else 1)  # drawn anew in each iteration
 
 
+def test_a_row_is_the_one_of_several_transitions_whose_step_moved_the_goal_most(monkeypatch):
+    """With its own future and all else that belongs to it."""
+    env, n = Plane(), 3
+
+    def pairs(buffer, key, shape, gamma):
+        assert shape == (n, 2, TINY.batch_size)
+        now, future = sample_pairs(buffer, key, shape, gamma)
+        number = jnp.broadcast_to(jnp.arange(n)[:, None, None, None], (*shape, 1))  # of the candidate
+        row = jnp.arange(TINY.batch_size)[:, None]
+        moved = jnp.array([1.0, -3.0, 2.0])[(number + row) % n]  # farthest, and backwards, where number + row is 1
+        now = now._replace(next_goal=env.achieved(now.state) + moved, action=number + jnp.zeros_like(now.action))
+        return now, future._replace(next_goal=number + jnp.zeros_like(future.next_goal))
+
+    def loss(params, batch, *others):
+        total, metrics = total_loss(params, batch, *others)
+        expected = ((1 - jnp.arange(TINY.batch_size)) % n)[:, None]
+        wrong = [jnp.abs(x - expected).max() for x in (batch[1], batch[2])]
+        return total, metrics | {"wrong": jnp.stack(wrong).max()}
+
+    monkeypatch.setattr(crl_jax, "sample_pairs", pairs)
+    monkeypatch.setattr(crl_jax, "total_loss", loss)
+    _, metrics = train(dataclasses.replace(TINY, best_of=n))
+    assert not metrics["losses/wrong"].any()
+
+
 def test_many_seeds_in_one_call(tiny):
     init, train_ = make_train(TINY, Plane())
     keys = jax.numpy.stack([jax.random.key(0), jax.random.key(7)])

@@ -137,7 +137,7 @@ def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
 CHANGES = {  # another value for every flag, but for those that only `main` reads
     "crl_jax": dict(
         logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
-        commanded_goals=0.25, goal_noise=0.5, alpha_lr=1e-2, target_entropy=-2.0,
+        commanded_goals=0.25, goal_noise=0.5, best_of=2, alpha_lr=1e-2, target_entropy=-2.0,
     ),
     "sac_her_jax": dict(
         dense_reward=True, her_ratio=0.5, her_strategy="final", tau=0.1, alpha_lr=1e-2, target_entropy=-2.0,
