@@ -101,7 +101,7 @@ OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line
     "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, anneal_lr=True,
                  total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97),
-    "arm_push*": dict(commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
+    "arm_[!r]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, target_entropy=-0.5, anneal_lr=True, total_timesteps=1_000_000),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
     "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5, target_entropy=-0.5),
