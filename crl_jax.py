@@ -70,11 +70,11 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
     commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
-    best_of: int = 1  # transitions drawn for a row, which takes the one whose step moved the goal most
+    best_of: int = 1  # transitions drawn for a row, which takes the one in whose step state[goal_indices] moved most
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
-    target_entropy: float = -1.0  # H̄, the entropy to which alpha is tuned, in nats for each dimension of an action
+    target_entropy: float = -1.0  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
@@ -101,7 +101,7 @@ OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line
     "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, anneal_lr=True,
                  total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97),
-    "arm_[!r]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
+    "arm_[bp]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, target_entropy=-0.5, anneal_lr=True, total_timesteps=1_000_000),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
     "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5, target_entropy=-0.5),

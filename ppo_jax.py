@@ -14,8 +14,8 @@ close to the old ones, the value its own target, and a bonus keeps the policy ra
     L(V) = mean( (V(s, g) - (A + V_old(s, g)))² )
 
 Â is A, normalised to mean 0 and standard deviation 1 in each minibatch (--no-normalize-advantage: A itself); A is 0
-after the rollout's last step. (s, g) is normalised by its mean and deviation so far (--no-normalize-observations: not),
-and the gradients of π and of V are each scaled down to a norm of --max-grad-norm.
+after the rollout's last step. (s, g) is normalised by its mean and deviation so far and clipped at ±10
+(--no-normalize-observations: not), and the gradients of π and of V are each scaled down to a norm of --max-grad-norm.
 
 PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance; --dense-reward shows it the
 way.

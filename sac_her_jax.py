@@ -68,7 +68,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
-    target_entropy: float = -0.5  # H̄, the entropy to which alpha is tuned, in nats for each dimension of an action
+    target_entropy: float = -0.5  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha

@@ -69,9 +69,9 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
     policy_delay: int = 2  # updates of the critics for each update of the actor and of all targets
     smoothing_noise: float = 0.2  # σ, standard deviation of the noise on the target's next action
-    smoothing_clip: float = 0.5  # where that noise is clipped
+    smoothing_clip: float = 0.5  # c, where that noise is clipped
     preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
-    exploration_noise: float = 0.4  # standard deviation of the noise on actions in training
+    exploration_noise: float = 0.4  # σ_e, standard deviation of the noise on actions in training
     noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     actor_lr: float = 1e-3  # Adam's learning rate for the actor

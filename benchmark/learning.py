@@ -145,6 +145,8 @@ def train_listed(training, folder):
             return False
         print(f"\n{training.name}, seed {training.seed}: {training.command}", flush=True)
         goes_on = any(directory.glob("checkpoints/epoch_*"))
+        if not goes_on:
+            shutil.rmtree(directory, ignore_errors=True)  # of an earlier training, whose CSV was deleted
         code, curve, memory = train(
             [*shlex.split(training.command), "--seed", str(training.seed)],
             directory.absolute(),

@@ -57,7 +57,8 @@ SETTINGS = {  # script, flags, iterations an epoch
     # Batch 256, two layers of 256, an update for each 16 steps; the peer's losses, activation and learning rates too.
     "crl": ("crl_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=16, unroll_length=50, learning_starts=1000,
-        activation="swish", contrastive_loss="fwd_infonce", actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4,
+        activation="swish", contrastive_loss="fwd_infonce", target_entropy=-0.5,
+        actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4,
     ), 25),
     # Hindsight for all of a batch, `final`. The peer updates once for each 12.8 steps, we for each 12.
     "sac": ("sac_her_jax", dict(

@@ -19,17 +19,16 @@ def random_policy(obs, noise):
 
 
 def main():
+    rows = [["task", *MEASURES]]
+    for env_id in envs.ENV_IDS:
+        env = envs.make(env_id)
+        measures = jax.jit(envs.evaluate, static_argnums=(0, 1, 3, 4))(
+            env, random_policy, jax.random.key(0), EPISODES, env.episode_length
+        )
+        rows.append([env_id, *(f"{measures[f'eval/{name}']:.4g}" for name in MEASURES)])
+        print(*rows[-1], flush=True)
     with (HERE / "random.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", *MEASURES])
-        for env_id in envs.ENV_IDS:
-            env = envs.make(env_id)
-            measures = jax.jit(envs.evaluate, static_argnums=(0, 1, 3, 4))(
-                env, random_policy, jax.random.key(0), EPISODES, env.episode_length
-            )
-            row = [env_id, *(f"{measures[f'eval/{name}']:.4g}" for name in MEASURES)]
-            print(*row, flush=True)
-            writer.writerow(row)
+        csv.writer(file).writerows(rows)
 
 
 if __name__ == "__main__":

@@ -61,10 +61,10 @@ def add_slides(body: mujoco.MjsBody, axes: str, reach: float | None, armature: f
         )
 
 
-def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, reach: float = 20.0):
-    """Marks the goal with a sphere as large as the threshold of success, that touches nothing, moved by its joints."""
+def add_target(spec: mujoco.MjSpec, axes: str = "xy", z: float = 0.01, radius: float = 0.5, reach: float = 20.0):
+    """Marks the goal with a sphere that touches nothing, moved by its joints. Most thresholds are 0.5."""
     target = spec.worldbody.add_body(name="target", pos=[0, 0, z])
-    target.add_geom(type=SPHERE, size=[0.5, 0, 0], mass=1, contype=0, conaffinity=0, rgba=GREEN)
+    target.add_geom(type=SPHERE, size=[radius, 0, 0], mass=1, contype=0, conaffinity=0, rgba=GREEN)
     add_slides(target, axes, reach)
 
 

@@ -187,7 +187,8 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
     check(given.eval_goal is None or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
-    check(not (given.resume and given.run_dir), "--resume goes on with a run where it is: leave --run-dir out")
+    elsewhere = given.run_dir and (given.resume or given.evaluate)
+    check(not elsewhere, "--resume and --evaluate are about a run where it is: leave --run-dir out")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
     begun = goes_on or (given.run_dir and Path(given.run_dir, "args.json").is_file())
     earlier = given.evaluate or given.resume or (given.run_dir if begun else None)
@@ -198,8 +199,9 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
             print(f"for {', '.join(kinds)}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
         return given
     stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
-    whole = given.evaluate or directory_of(earlier).samefile(earlier)
-    check(whole, f"{earlier} is part of {directory_of(earlier)}: --resume goes on from a run's newest checkpoint")
+    of_seed = Path(earlier).resolve().parent / "args.json"
+    whole = given.evaluate or (directory_of(earlier).samefile(earlier) and not of_seed.is_file())
+    check(whole, f"{earlier} is part of a run: --resume wants the run itself, and goes on from its newest checkpoint")
     lost = begun and not goes_on and any(Path(given.run_dir).rglob("policy.jax"))
     check(not lost, f"{given.run_dir} holds a run that ended without checkpoints: take another --run-dir")
     if given.evaluate:
@@ -219,7 +221,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
         check(same, "--layout is that of --env-id, and --eval-env-id has its own: choose")
     longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
     annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
-    check(not (longer and getattr(run, "anneal_lr", False)), annealed)
+    check(not (longer and getattr(run, "anneal_lr", False) and (goes_on or given.resume)), annealed)
     if given.evaluate:
         return given
     _check_devices(given)

@@ -31,7 +31,9 @@ class Log:
             self._writer.add_event(Event(step=steps + 1, session_log=SessionLog(status=SessionLog.START)))
             header, *rows = self._csv.read_text().splitlines(keepends=True)
             self._columns = header.strip().split(",")  # whatever a script that has changed logs now
-            self._csv.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epoch))
+            whole = self._csv.with_suffix(".partial")
+            whole.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epoch))
+            whole.rename(self._csv)
         rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flags.items()}
         self._add(hparams_pb(values, trial_id=folder.resolve().name))

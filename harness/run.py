@@ -1,7 +1,6 @@
 """A run from its start to its end: training, log, checkpoints, film; and the evaluation of one."""
 
 import contextlib
-import datetime
 import json
 import math
 import os
@@ -10,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -221,8 +219,7 @@ def _open_logs(args: RunArgs, env: GoalEnv, directory: Path, epoch: int, steps: 
 
         name = directory.resolve().name
         place = dict(project=args.wandb_project, entity=args.wandb_entity, group=args.wandb_group, dir=str(directory))
-        its_id = f"{name}_{zlib.crc32(str(directory.resolve()).encode()):x}"  # other folders can have this name too
-        wandb.init(id=its_id, name=name, **place, config=flags, sync_tensorboard=True, resume="allow")
+        wandb.init(id=name, name=name, **place, config=flags, sync_tensorboard=True, resume="allow")
     flags_in = {directory: flags}
     if args.num_seeds > 1:
         for seed in range(args.seed, args.seed + args.num_seeds):
@@ -264,10 +261,16 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _command(args: RunArgs, flag: str, value: Path) -> str:
     """What to type, in this directory, to start this script again with this flag."""
-    together = ["--distributed"] * (args.distributed and flag == "--resume")
-    return shlex.join([sys.orig_argv[0], sys.argv[0], flag, str(value), *together])
+    words = [flag, str(value)]
+    if args.distributed and flag == "--resume":
+        words.append("--distributed")
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(args, name) is not None:
+                words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return shlex.join([sys.orig_argv[0], sys.argv[0], *words])

@@ -59,7 +59,7 @@ def test_mistakes_get_one_line(script, tmp_path):
         ("--resume nowhere", "error: nowhere is not the directory of a run: there is no args.json in it"),
         ("--resume ''", "error: an empty directory: is a shell's variable not set?"),
         ("--resume a --evaluate b", "error: --resume goes on with a run and --evaluate ends one: choose"),
-        ("--resume a --run-dir b", "error: --resume goes on with a run where it is: leave --run-dir out"),
+        ("--resume a --run-dir b", "error: --resume and --evaluate are about a run where it is: leave --run-dir out"),
     ):
         err = refused(script, *shlex.split(flags), cwd=tmp_path)
         assert err.startswith(message) and err.count("\n") == 1
@@ -314,8 +314,11 @@ def test_a_run_that_ended_without_checkpoints_is_not_written_over(parse):
 
 def test_resume_wants_a_whole_run(parse):
     store("runs/one", epoch=5)
-    with pytest.raises(envs.UsageError, match=r"epoch_000005 is part of .*runs/one: --resume goes on from"):
+    with pytest.raises(envs.UsageError, match="epoch_000005 is part of a run: --resume wants the run itself"):
         parse("--resume runs/one/checkpoints/epoch_000005")
+    store("runs/one/seed_2")
+    with pytest.raises(envs.UsageError, match="seed_2 is part of a run: --resume wants the run itself"):
+        parse("--resume runs/one/seed_2")
     assert parse("--evaluate runs/one/checkpoints/epoch_000005").evaluate
 
 

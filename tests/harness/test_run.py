@@ -415,7 +415,7 @@ def test_track_mirrors_to_wandb(monkeypatch, tmp_path):
     run(FORK, "--track", "--total-timesteps", "40", "--checkpoint-every", "1", cwd=tmp_path)
     (called,), directory = calls, only_run(tmp_path)
     assert called["sync_tensorboard"] is True and called["name"] == directory.name
-    assert called["id"].startswith(directory.name) and called["dir"] == str(directory.relative_to(tmp_path))
+    assert called["id"] == called["name"] and called["dir"] == str(directory.relative_to(tmp_path))
     assert called["config"]["step_size"] == 0.1
     run(FORK, "--resume", directory, "--total-timesteps", "60", cwd=tmp_path)
     assert calls[1]["id"] == called["id"] and calls[1]["resume"] == "allow"
