@@ -3,10 +3,10 @@
     python -m benchmark.plot --docs docs/results.md README.md
 
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
-`overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL and another method were trained
-on, between those of `untrained` the tasks without a curve, and between those of `published` the figures of
-`published.csv` beside ours. The first file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures
-of each task, `curves.png` is one of several.
+`overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL, with several seeds, and
+another method were trained on, between those of `untrained` the tasks without a curve, and between those of `published`
+the figures of `published.csv` beside ours. The first file gets what it lacks, at its end. `curves/TASK.png` beside it
+are the pictures of each task, `curves.png` is one of several.
 
 Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
 aside), and at the end of each. Between two evaluations a curve is a straight line. Of five seeds or more a cell is the
@@ -306,7 +306,8 @@ def main():
     parser.add_argument("--tasks", nargs="+", default=six, help="of curves.png, over minutes")
     args = parser.parse_args()
     tasks, folder = load_all(args.results), args.docs[0].parent
-    compared = {task: curves for task, curves in tasks.items() if "crl" in curves and len({*curves} - {PEER}) > 1}
+    several = {task: curves for task, curves in tasks.items() if "crl" in curves and curves["crl"].seeds > 1}
+    compared = {task: curves for task, curves in several.items() if len({*curves} - {PEER}) > 1}
     random = {row["task"]: row for row in read_csv(HERE / "random.csv")}
     untrained = ", ".join(f"`{env_id}`" for env_id in ENV_IDS if env_id not in tasks)
     for path in args.docs:
