@@ -164,7 +164,7 @@ class Buffer(NamedTuple):
 
     data: Transition  # (capacity, num_envs, ...)
     traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): trajectories number at most the steps, so that each has a slot
+    last_step: jax.Array  # (capacity, num_envs): no more trajectories than steps, so that each has a slot
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
