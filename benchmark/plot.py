@@ -1,6 +1,7 @@
 """Writes what the curves in `results/` show into the docs: pictures, tables, records.
 
     python -m benchmark.plot --docs docs/results.md README.md
+    python -m benchmark.plot --random    # first measures anew, on every task, what uniform random actions reach
 
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
 `overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL, with several seeds, and
@@ -18,6 +19,7 @@ curves that are committed. Its lines stay: a faster way is a new line.
 """
 
 import argparse
+import csv
 import re
 import statistics
 import subprocess
@@ -26,13 +28,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator
 from scipy.stats import bootstrap, trim_mean
 
+import envs
 from benchmark.learning import HERE, read_csv
-from envs import ENV_IDS
 
 METHODS = {  # method: title
     "crl": "CRL",
@@ -104,6 +107,23 @@ def load_all(folder):
         task, method = path.stem.split("__")
         tasks[task][method] = load(path)
     return dict(sorted(tasks.items()))
+
+
+def random_policy(obs, noise):
+    return 2 * jax.scipy.stats.norm.cdf(noise) - 1
+
+
+def write_random(path):
+    """What uniform random actions reach on every task, in 128 episodes of its own length."""
+    rows = [["task", *MEASURES]]
+    for env_id in envs.ENV_IDS:
+        env = envs.make(env_id)
+        evaluate = jax.jit(lambda key, env=env: envs.evaluate(env, random_policy, key, 128, env.episode_length))
+        measures = evaluate(jax.random.key(0))
+        rows.append([env_id, *(f"{measures[f'eval/{name}']:.4g}" for name in MEASURES)])
+        print(*rows[-1], flush=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -304,12 +324,15 @@ def main():
     parser.add_argument("--docs", type=Path, nargs="+", default=[HERE.parent / "docs" / "results.md"])
     six = ["reacher", "cheetah", "simple_big_maze", "pusher_easy", "ant", "ant_u_maze"]
     parser.add_argument("--tasks", nargs="+", default=six, help="of curves.png, over minutes")
+    parser.add_argument("--random", action="store_true", help="measure random actions anew, into random.csv")
     args = parser.parse_args()
+    if args.random:
+        write_random(HERE / "random.csv")
     tasks, folder = load_all(args.results), args.docs[0].parent
     several = {task: curves for task, curves in tasks.items() if "crl" in curves and curves["crl"].seeds > 1}
     compared = {task: curves for task, curves in several.items() if len({*curves} - {PEER}) > 1}
     random = {row["task"]: row for row in read_csv(HERE / "random.csv")}
-    untrained = ", ".join(f"`{env_id}`" for env_id in ENV_IDS if env_id not in tasks)
+    untrained = ", ".join(f"`{env_id}`" for env_id in envs.ENV_IDS if env_id not in tasks)
     for path in args.docs:
         insert(path, "overview", overview(tasks, random), append=False)
         insert(path, "CRL and others", overview(compared), append=False)

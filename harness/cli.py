@@ -74,9 +74,9 @@ class RunArgs:
         return ("devices",) if self.num_devices > 1 else ()
 
 
-_OF_PROCESSES = ("coordinator", "num_processes", "process_id")
+OF_PROCESSES = ("coordinator", "num_processes", "process_id")
 # Flags that are no part of a run.
-_OF_PROCESS = {"resume", "evaluate", "eval_goal", "run_dir", "compilation_cache", "distributed", *_OF_PROCESSES}
+_OF_PROCESS = {"resume", "evaluate", "eval_goal", "run_dir", "compilation_cache", "distributed", *OF_PROCESSES}
 # What may be given anew when a run goes on, and when it is evaluated.
 _OF_WANDB = {"track", "wandb_project", "wandb_entity", "wandb_group"}
 _OF_RESUME = _OF_WANDB | {"capture_video", "checkpoint_every", "keep_checkpoints", "runs_dir", "total_timesteps"}
@@ -169,7 +169,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
         jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
-    connection = [getattr(given, name) for name in _OF_PROCESSES]
+    connection = [getattr(given, name) for name in OF_PROCESSES]
     if given.distributed:
         jax.config.update("jax_enable_preemption_service", False)  # which would swallow SIGTERM
         check(":" in (given.coordinator or ":"), "--coordinator wants the address and the port of process 0, HOST:PORT")
@@ -190,8 +190,8 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     elsewhere = given.run_dir and (given.resume or given.evaluate)
     check(not elsewhere, "--resume and --evaluate are about a run where it is: leave --run-dir out")
     goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
-    begun = goes_on or (given.run_dir and Path(given.run_dir, "args.json").is_file())
-    earlier = given.evaluate or given.resume or (given.run_dir if begun else None)
+    anew = given.run_dir and not goes_on and Path(given.run_dir, "args.json").is_file()  # it had no checkpoint yet
+    earlier = given.evaluate or given.resume or (given.run_dir if goes_on or anew else None)
     if not earlier:
         _check_devices(given)
         taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
@@ -202,7 +202,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     of_seed = Path(earlier).resolve().parent / "args.json"
     whole = given.evaluate or (directory_of(earlier).samefile(earlier) and not of_seed.is_file())
     check(whole, f"{earlier} is part of a run: --resume wants the run itself, and goes on from its newest checkpoint")
-    lost = begun and not goes_on and any(Path(given.run_dir).rglob("policy.jax"))
+    lost = anew and any(Path(given.run_dir).rglob("policy.jax"))
     check(not lost, f"{given.run_dir} holds a run that ended without checkpoints: take another --run-dir")
     if given.evaluate:
         check(given.num_devices == 1, "--evaluate is for one device: leave --num-devices out")
@@ -221,10 +221,8 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
         check(same, "--layout is that of --env-id, and --eval-env-id has its own: choose")
     longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
     annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
-    check(not (longer and getattr(run, "anneal_lr", False) and (goes_on or given.resume)), annealed)
+    check(not (longer and getattr(run, "anneal_lr", False) and not anew), annealed)
     if given.evaluate:
         return given
     _check_devices(given)
-    if begun and not goes_on:
-        return given  # it had come to no checkpoint, and starts anew
-    return dataclasses.replace(given, resume=earlier, run_dir=None)
+    return given if anew else dataclasses.replace(given, resume=earlier, run_dir=None)

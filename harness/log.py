@@ -12,6 +12,13 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer import event_file_writer
 
 
+def write_whole(path: Path, content: bytes):
+    """Writes a file at once, as others see it, whatever ends the process."""
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.rename(path)
+
+
 class Log:
     """Writes TensorBoard's file, and `metrics.csv` with a row for each epoch, in a folder.
 
@@ -31,9 +38,7 @@ class Log:
             self._writer.add_event(Event(step=steps + 1, session_log=SessionLog(status=SessionLog.START)))
             header, *rows = self._csv.read_text().splitlines(keepends=True)
             self._columns = header.strip().split(",")  # whatever a script that has changed logs now
-            whole = self._csv.with_suffix(".partial")
-            whole.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= epoch))
-            whole.rename(self._csv)
+            write_whole(self._csv, (header + "".join(r for r in rows if int(r.split(",")[0]) <= epoch)).encode())
         rows = "\n".join(f"| {name} | {value} |" for name, value in flags.items())
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flags.items()}
         self._add(hparams_pb(values, trial_id=folder.resolve().name))

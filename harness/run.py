@@ -23,10 +23,10 @@ import envs
 from envs import GoalEnv, UsageError, render
 from envs.wrappers import FixedGoal
 from harness.checkpoint import Checkpoints, export_policy, load_policy
-from harness.cli import RunArgs, check, directory_of, flags_of, script_of
+from harness.cli import OF_PROCESSES, RunArgs, check, directory_of, flags_of, script_of
 from harness.devices import runner_of, shapes_of, spread
 from harness.film import film_policy
-from harness.log import Log
+from harness.log import Log, write_whole
 
 _START = time.time()
 _COLUMNS = {  # on the terminal: title, width
@@ -247,13 +247,10 @@ def _film(args: RunArgs, env: GoalEnv, policy: Callable, path: Path):
 
 
 def _write(path: Path, content: bytes):
-    """Writes a file at once, as others see it; of several processes the first does."""
-    if jax.process_index():
-        return
-    path.parent.mkdir(exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_bytes(content)
-    partial_file.rename(path)
+    """Writes a file; of several processes the first does."""
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, content)
 
 
 def _num_bytes(tree: Any) -> int:
@@ -270,7 +267,7 @@ def _command(args: RunArgs, flag: str, value: Path) -> str:
     words = [flag, str(value)]
     if args.distributed and flag == "--resume":
         words.append("--distributed")
-        for name in ("coordinator", "num_processes", "process_id"):
+        for name in OF_PROCESSES:
             if getattr(args, name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     return shlex.join([sys.orig_argv[0], sys.argv[0], *words])
