@@ -142,12 +142,77 @@ def _parse(flags_class: type[T], default: T | None = None) -> T:
     return tyro.cli(flags_class, args=words, default=default, description=description)
 
 
+def _parse_over(run: T, directory: str, changeable: set[str]) -> T:
+    """The command line over the flags of the run in `directory`, of which it may change these."""
+    given = _parse(type(run), run)
+    for name in flags_of(run).keys() - changeable:
+        flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
+        check(now == before, f"--{flag} {now}: the run in {directory} has {before}, and that stays")
+    return given
+
+
+def _parse_evaluation(default: T, directory: str) -> T:
+    """`--evaluate`: the flags of a run, as far as the script still has them."""
+    stored, names = _stored_flags(directory, type(default)), flags_of(default)
+    stored = {name: value for name, value in stored.items() if name in names}
+    stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video", "num_devices")}
+    run = dataclasses.replace(default, **stored)
+    given = _parse_over(run, directory, _OF_EVALUATION)
+    same = getattr(given, "layout", None) == getattr(run, "layout", None)
+    other_task = getattr(given, "eval_env_id", None)
+    check(same or not other_task, "--layout is that of --env-id, and --eval-env-id has its own: choose")
+    return given
+
+
+def _parse_resumption(default: T, directory: str, anew: bool) -> T:
+    """`--resume`, or a `--run-dir` that holds a run: its flags. A run without checkpoints starts anew."""
+    stored = _stored_flags(directory, type(default))
+    of_seed = Path(directory).resolve().parent / "args.json"
+    whole = directory_of(directory).samefile(directory) and not of_seed.is_file()
+    check(whole, f"{directory} is part of a run: --resume wants the run itself, and goes on from its newest checkpoint")
+    lost = anew and any(Path(directory).rglob("policy.jax"))
+    check(not lost, f"{directory} holds a run that ended without checkpoints: take another --run-dir")
+    other = ", ".join(sorted(stored.keys() ^ flags_of(default).keys()))
+    check(not other, f"{directory} is a run of another version of the script, which differs in the flags {other}")
+    run = dataclasses.replace(default, **stored)
+    given = _parse_over(run, directory, _OF_RESUME)
+    longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
+    annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
+    check(anew or not (longer and getattr(run, "anneal_lr", False)), annealed)
+    _check_devices(given)
+    return given if anew else dataclasses.replace(given, resume=directory, run_dir=None)
+
+
 def _check_devices(args: RunArgs):
     """Raises UsageError for more devices than there are, and for fewer than several processes have."""
     there = jax.device_count()
     check(args.num_devices <= there, f"--num-devices {args.num_devices}: there are {there}")
     whole = f"--distributed wants --num-devices {there}, all of them"
     check(not args.distributed or args.num_devices == there, whole)
+
+
+def _set_up_jax(args: RunArgs):
+    """The cache of compiled programs, the other processes, and the devices. Raises UsageError where one is missing."""
+    if args.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(args.compilation_cache))
+        jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
+    connection = [getattr(args, name) for name in OF_PROCESSES]
+    check(
+        args.distributed or connection == [None] * 3,
+        "--coordinator, --num-processes and --process-id want --distributed",
+    )
+    if args.distributed:
+        jax.config.update("jax_enable_preemption_service", False)  # which would swallow SIGTERM
+        check(":" in (args.coordinator or ":"), "--coordinator wants the address and the port of process 0, HOST:PORT")
+        try:
+            jax.distributed.initialize(*connection)  # before any device is touched
+        except (ValueError, RuntimeError) as error:
+            raise UsageError(f"--distributed: {error}") from error
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked_for = os.environ.get("JAX_PLATFORMS", "")
+        raise UsageError(f"JAX finds no device; JAX_PLATFORMS is {asked_for!r}. {error}".rstrip()) from error
 
 
 def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) -> T:
@@ -166,63 +231,23 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     if chosen:
         default = dataclasses.replace(default, **chosen)
         given = _parse(flags_class, default)
-    if given.compilation_cache and not jax.config.jax_compilation_cache_dir:  # JAX's own setting goes first
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(given.compilation_cache))
-        jax.config.update("jax_compilation_cache_max_size", 4 << 30)  # bytes; what was not used for longest goes
-    connection = [getattr(given, name) for name in OF_PROCESSES]
-    if given.distributed:
-        jax.config.update("jax_enable_preemption_service", False)  # which would swallow SIGTERM
-        check(":" in (given.coordinator or ":"), "--coordinator wants the address and the port of process 0, HOST:PORT")
-        try:
-            jax.distributed.initialize(*connection)  # before any device is touched
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(f"--distributed: {error}") from error
-    else:
-        check(connection == [None] * 3, "--coordinator, --num-processes and --process-id want --distributed")
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        asked_for = os.environ.get("JAX_PLATFORMS", "")
-        raise UsageError(f"JAX finds no device; JAX_PLATFORMS is {asked_for!r}. {error}".rstrip()) from error
+    _set_up_jax(given)
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")
     check(given.eval_goal is None or given.evaluate, "--eval-goal wants --evaluate, with the directory of a run")
     elsewhere = given.run_dir and (given.resume or given.evaluate)
     check(not elsewhere, "--resume and --evaluate are about a run where it is: leave --run-dir out")
-    goes_on = given.run_dir and any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
-    anew = given.run_dir and not goes_on and Path(given.run_dir, "args.json").is_file()  # it had no checkpoint yet
-    earlier = given.evaluate or given.resume or (given.run_dir if goes_on or anew else None)
-    if not earlier:
-        _check_devices(given)
-        taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
-        if taken and jax.process_index() == 0:
-            print(f"for {', '.join(kinds)}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
-        return given
-    stored, names = _stored_flags(earlier, flags_class), flags_of(default).keys()
-    of_seed = Path(earlier).resolve().parent / "args.json"
-    whole = given.evaluate or (directory_of(earlier).samefile(earlier) and not of_seed.is_file())
-    check(whole, f"{earlier} is part of a run: --resume wants the run itself, and goes on from its newest checkpoint")
-    lost = anew and any(Path(given.run_dir).rglob("policy.jax"))
-    check(not lost, f"{given.run_dir} holds a run that ended without checkpoints: take another --run-dir")
     if given.evaluate:
         check(given.num_devices == 1, "--evaluate is for one device: leave --num-devices out")
-        stored = {name: value for name, value in stored.items() if name in names}
-        stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video", "num_devices")}
-    else:
-        other = ", ".join(sorted(stored.keys() ^ names))
-        check(not other, f"{earlier} is a run of another version of the script, which differs in the flags {other}")
-    run = dataclasses.replace(default, **stored)
-    given = _parse(flags_class, run)
-    for name in names - (_OF_EVALUATION if given.evaluate else _OF_RESUME):
-        flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
-        check(now == before, f"--{flag} {now}: the run in {earlier} has {before}, and that stays")
-    if given.evaluate and getattr(given, "eval_env_id", None):
-        same = getattr(given, "layout", None) == getattr(run, "layout", None)
-        check(same, "--layout is that of --env-id, and --eval-env-id has its own: choose")
-    longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
-    annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
-    check(not (longer and getattr(run, "anneal_lr", False) and not anew), annealed)
-    if given.evaluate:
-        return given
+        return _parse_evaluation(default, given.evaluate)
+    if given.resume:
+        return _parse_resumption(default, given.resume, anew=False)
+    if given.run_dir:
+        has_checkpoint = any(Path(given.run_dir, "checkpoints").glob("epoch_??????"))
+        if has_checkpoint or Path(given.run_dir, "args.json").is_file():
+            return _parse_resumption(default, given.run_dir, anew=not has_checkpoint)
     _check_devices(given)
-    return given if anew else dataclasses.replace(given, resume=earlier, run_dir=None)
+    taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
+    if taken and jax.process_index() == 0:
+        print(f"for {', '.join(kinds)}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
+    return given
