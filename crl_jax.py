@@ -104,6 +104,8 @@ OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line
     "arm_[bp]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, target_entropy=-0.5, anneal_lr=True, total_timesteps=1_000_000),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
+    "pusher_[eh]*": dict(best_of=4, random_goals=0.5, commanded_goals=0.5, goal_noise=0.3, anneal_lr=True,
+                         total_timesteps=4_000_000),
     "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5, target_entropy=-0.5),
 }  # fmt: skip
 
@@ -415,11 +417,9 @@ def make_train(args, env=None, eval_env=None):
         best = jnp.argmax(jnp.square(now.next_goal - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
         now, future = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, future))
         goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)
-        batches = now.state, now.action, goal, now.goal
-        noise = jax.random.normal(noise_key, now.action.shape)
-        (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), (batches, noise))
-        last = jax.tree.map(lambda x: x[-1], (batches, noise))  # metrics of one batch are enough
-        _, metrics = total_loss(params, *last, networks, args)
+        inputs = (now.state, now.action, goal, now.goal), jax.random.normal(noise_key, now.action.shape)
+        (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), inputs)
+        _, metrics = total_loss(params, *jax.tree.map(lambda x: x[-1], inputs), networks, args)  # of one batch: enough
         return runner._replace(params=params, opt_state=opt_state, key=key), metrics
 
     def epoch(runner, _):
