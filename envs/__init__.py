@@ -16,10 +16,10 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ and ctypes.util.find_
     os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses how it draws when it is imported, and then for a display
 try:
     import mujoco
-except AttributeError as error:  # of OpenGL's bindings, without the library that they bind
+except AttributeError:  # of OpenGL's bindings, without the library that they bind
     if not _asked_for:
         raise
-    raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={_asked_for} here: unset it") from error
+    raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={_asked_for} here: unset it") from None
 with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which only `--backend warp` needs
     import mujoco.mjx  # noqa: F401
 

@@ -4,9 +4,11 @@
 
 The file has the format of OGBench (Park et al. 2025, arXiv 2410.20092), whose `load_dataset` reads it: `observations`
 (N, state_dim), `actions` (N, action_size) and `terminals` (N,), 1 at the last state of each trajectory, one trajectory
-after the other; and `goals` (N, goal_dim), those that were commanded. With `--action-chunk H` a row is H steps.
+after the other. That reader leaves out what else is in it: `goals` (N, goal_dim), those that were commanded. With
+`--action-chunk H` a row is H steps.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -49,5 +51,6 @@ def export(run_dir: tyro.conf.Positional[str], file: tyro.conf.Positional[Path])
 
 
 if __name__ == "__main__":
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns that it is not going to write
     with errors_in_one_line():
         tyro.cli(export)

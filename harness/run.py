@@ -1,6 +1,7 @@
 """A run from its start to its end: training, log, checkpoints, film; and the evaluation of one."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -70,6 +71,7 @@ def _train(args, env, eval_env, schedule, init, train, policy):
     """The training of `run`."""
     if args.capture_video:
         render.check_opengl()
+    check(not args.track or importlib.util.find_spec("wandb"), "--track wants Weights & Biases: pip install wandb")
     key, init, train = spread(args, init, train)
     shapes = shapes_of(init, key)
     _check_memory(shapes)
@@ -200,7 +202,8 @@ def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory
     every = f"a checkpoint every {args.checkpoint_every}, " if args.checkpoint_every else ""
     print(f"{steps:,} environment steps in {epochs.stop - 1} epochs", end=", ")
     print(f"{every}an update every {ratio:.3g} steps, {_num_bytes(shapes) / 1e6:.0f} MB of state")
-    print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}")
+    whole = "" if epochs else ", which is complete: nothing is left to train"
+    print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}{whole}")
     if args.num_seeds > 1:
         devices = len(jax.tree.leaves(shapes)[0].sharding.device_set)
         print(f"{args.num_seeds} seeds at once on {devices} device{'s' * (devices > 1)}; below, their means")

@@ -80,14 +80,27 @@ def test_every_task_trains(script, env_id):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_trains_with_chunks_of_actions(script):
+    """And starts no two networks alike, and draws nothing twice."""
     module = load(script)
     args = make_args(script, env_id="simple_u_maze", action_chunk=3, episode_length=7)
     init, train = module.make_train(args)
-    runner, metrics = jax.jit(lambda key: train(init(key), 1))(jax.random.key(0))
+
+    @jax.jit
+    def run(key):
+        before = init(key)
+        return before, *train(before, 1)
+
+    before, runner, metrics = run(jax.random.key(0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, runner.params)))
     assert metrics["train/episode_length"][0] == 9  # 7 single steps, rounded up to whole chunks
     if script != "ppo_jax":
         assert runner.buffer.data.action.shape[-1] == 6
+    kernels = [x for x in jax.tree.leaves(before.params) if x.ndim == 2]
+    assert not any(np.array_equal(one, other) for one, other in itertools.combinations(kernels, 2))
+    spent, iterations = [before.key], module.make_schedule(args).iterations_per_epoch
+    for _ in range(2 * iterations - 1):  # an unroll and its updates split the key once each
+        spent.append(jax.random.split(spent[-1])[0])
+    assert runner.key not in spent and runner.eval_key != before.eval_key
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:3])
