@@ -14,10 +14,9 @@ serves as negatives. With the symmetric InfoNCE loss
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
-reached, discounted by γ, after a in s than at random, under the policies that filled the buffer; with σ > 0, how much
-likelier the trajectory is to be near g, within about σ. So the actor has only to pick the actions that the critic finds
-likeliest to lead to its goal g', with as much entropy as α asks for, which is tuned to keep the entropy at its target
-H̄. g' is the row's own g, another row's, or the one that was commanded then:
+reached, discounted by γ, after a in s than at random, under the policies that filled the buffer; with σ > 0, to be
+reached within about σ. So the actor has only to pick the actions that the critic finds likeliest to lead to its goal
+g', with α tuned to keep its entropy at the target H̄. g' is the row's own g, another row's, or the one commanded then:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -102,7 +101,8 @@ OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line
                  total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97),
     "arm_[bp]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
-    "cheetah": dict(num_envs=64, target_entropy=-0.5, anneal_lr=True, total_timesteps=1_000_000),
+    "cheetah": dict(num_envs=64, gamma=0.9, random_goals=0.5, commanded_goals=0.5, target_entropy=-0.5, anneal_lr=True,
+                    total_timesteps=1_000_000),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
     "pusher_[eh]*": dict(best_of=4, random_goals=0.5, commanded_goals=0.5, goal_noise=0.3, anneal_lr=True,
                          total_timesteps=4_000_000),
