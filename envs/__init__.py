@@ -11,15 +11,14 @@ import io
 import os
 import sys
 
-_asked_for = os.environ.get("MUJOCO_GL")
+# MuJoCo chooses how it draws when it is imported, takes a display where nothing is said, and fails without its library.
 if sys.platform == "linux" and "DISPLAY" not in os.environ and ctypes.util.find_library("EGL"):
-    os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo chooses how it draws when it is imported, and then for a display
-try:
-    import mujoco
-except AttributeError:  # of OpenGL's bindings, without the library that they bind
-    if not _asked_for:
-        raise
-    raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={_asked_for} here: unset it") from None
+    os.environ.setdefault("MUJOCO_GL", "egl")
+_library = {"egl": "EGL", "osmesa": "OSMesa"}.get(os.environ.get("MUJOCO_GL", "").lower())
+if _library and not ctypes.util.find_library(_library):
+    os.environ["MUJOCO_GL"] = "disable"  # who wants pictures is told so then
+import mujoco
+
 with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which only `--backend warp` needs
     import mujoco.mjx  # noqa: F401
 

@@ -1,6 +1,9 @@
 """Pictures and films of tasks, where they can be drawn; a clear message where they cannot."""
 
+import ctypes.util
+import os
 import runpy
+import subprocess
 import sys
 
 import jax
@@ -64,3 +67,12 @@ def test_without_opengl_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(mujoco, "Renderer", no_driver)
     with pytest.raises(envs.UsageError, match=r"apt install libegl1 libgl1.* or MUJOCO_GL: 'NoneType'"):
         render.check_opengl()
+
+
+@pytest.mark.skipif(ctypes.util.find_library("OSMesa") is not None, reason="it is there")
+def test_what_mujoco_draws_with_is_missing():
+    """Without OSMesa, who asks for it trains all the same; who wants pictures is told."""
+    code = "import envs\nfrom envs import render\nprint(envs.make('reacher').dt)\nrender.check_opengl()"
+    asked_for = os.environ | {"MUJOCO_GL": "osmesa"}
+    ended = subprocess.run([sys.executable, "-c", code], env=asked_for, capture_output=True, text=True)
+    assert float(ended.stdout) > 0 and "UsageError: pictures need a working EGL" in ended.stderr
