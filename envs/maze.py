@@ -38,9 +38,12 @@ class MazeEnv(GoalEnv):
 
     def __init__(self, backend: str, dense_reward: bool = False, layout: str = "u_maze"):
         rows = LAYOUTS.get(layout, layout).split()
-        if len({len(row) for row in rows}) != 1 or not set("".join(rows)) <= set("#.rgb"):
+        border = "".join([*rows[:1], *rows[-1:], *(row[0] + row[-1] for row in rows)])
+        if len({len(row) for row in rows}) != 1 or not set("".join(rows)) <= set("#.rgb") or set(border) != {"#"}:
             names = ", ".join(LAYOUTS)
-            raise UsageError(f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb'")
+            raise UsageError(
+                f"maze layout {layout!r}: one of {names}, or rows of equal length made of '#.rgb' with walls all around"
+            )
         self._grid = np.array([list(row) for row in rows])
         for mark in self.marks:
             if not len(self.cells(mark)):

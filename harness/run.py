@@ -200,10 +200,10 @@ def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory
         print("on a GPU warp rounds differently each time: a run that is resumed ends in other bits")
     ratio = schedule.steps_per_iteration / schedule.updates_per_iteration
     every = f"a checkpoint every {args.checkpoint_every}, " if args.checkpoint_every else ""
-    print(f"{steps:,} environment steps in {epochs.stop - 1} epochs", end=", ")
-    print(f"{every}an update every {ratio:.3g} steps, {_num_bytes(shapes) / 1e6:.0f} MB of state")
-    whole = "" if epochs else ", which is complete: nothing is left to train"
-    print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}{whole}")
+    whole = f"{steps:,} environment steps in {epochs.stop - 1} epoch{'s' * (epochs.stop != 2)}"
+    print(f"{whole}, {every}an update every {ratio:.3g} steps, {_num_bytes(shapes) / 1e6:.0f} MB of state")
+    end = "" if epochs else ", which is complete: nothing is left to train"
+    print(f"{f'going on after epoch {epochs.start - 1} of' if args.resume else 'written to'} {directory}{end}")
     if args.num_seeds > 1:
         devices = len(jax.tree.leaves(shapes)[0].sharding.device_set)
         print(f"{args.num_seeds} seeds at once on {devices} device{'s' * (devices > 1)}; below, their means")

@@ -694,8 +694,12 @@ def test_a_maze_of_ones_own():
     env = envs.make("simple_u_maze", backend="mujoco", layout="##### #r.g# #####")
     state = jax.jit(env.reset)(jax.random.key(0))
     np.testing.assert_array_equal(state.obs[jnp.array([0, 1, 4, 5])], [4, 4, 4, 12])
-    for layout in ("#####\n#r.g", "#r.x#", "#...#", "nowhere"):
-        with pytest.raises(ValueError, match="maze layout"):
+    opened = "##.## #r.g# #####", "##### .r.g# #####", "##### #r.g. #####", "##### #r.g# #.###"
+    for layout in ("#####\n#r.g", "##### #r.x# #####", "#r.g#", "nowhere", "", *opened):
+        with pytest.raises(envs.UsageError, match=r"rows of equal length made of .* with walls all around"):
+            envs.make("simple_u_maze", backend="mujoco", layout=layout)
+    for layout in ("##### #r..# #####", "##### #..g# #####"):
+        with pytest.raises(envs.UsageError, match="needs at least one"):
             envs.make("simple_u_maze", backend="mujoco", layout=layout)
 
 
