@@ -16,7 +16,7 @@ from envs.mujoco_pipeline import MujocoPipeline, add_body_sensors
 from envs.warp_pipeline import WarpPipeline
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """What the user of a program can mend, in a sentence that says how; shown without a traceback."""
 
 
@@ -211,7 +211,7 @@ class GoalEnv(PipelineEnv):
         self._check_size("the state", state, self.state_dim)
         self._check_size("the goal", goal, len(self.goal_indices))
         if not all(0 <= i < self.state_dim for i in self.goal_indices):  # JAX would take the last entry
-            raise ValueError(f"{type(self).__name__}: goal_indices {self.goal_indices} in a state of {self.state_dim}")
+            raise UsageError(f"{type(self).__name__}: goal_indices {self.goal_indices} in a state of {self.state_dim}")
         metrics = self.goal_metrics(self.achieved(state), goal) | {"unstable": jnp.zeros(())}
         return State(physics, jnp.concatenate([state, goal]), jnp.zeros(()), jnp.zeros(()), metrics)
 
@@ -238,7 +238,7 @@ class GoalEnv(PipelineEnv):
 
     def _check_size(self, what: str, vector: jax.Array, size: int):
         if vector.shape != (size,):
-            raise ValueError(f"{type(self).__name__}: the shape of {what} is {vector.shape}, not {(size,)}")
+            raise UsageError(f"{type(self).__name__}: the shape of {what} is {vector.shape}, not {(size,)}")
 
     def step(self, state: State, action: jax.Array) -> State:
         action = jnp.clip(action, -1.0, 1.0)

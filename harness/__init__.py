@@ -12,13 +12,15 @@ What `run` asks of its arguments, and nothing else:
 
   args: an instance of a frozen dataclass that extends `harness.RunArgs`. Each field is a flag; those that all scripts
     have are listed in docs/flags-and-metrics.md. A `__post_init__` of its own first calls `super().__post_init__()`;
-    `harness.check(condition, message)` refuses values for which the condition is false. It must have the fields
-    `env_id`, and `eval_env_id`, `episode_length` (None is the task's own), `num_eval_envs` and `eval_noise`, which
-    `--evaluate` and films read. If it has `total_timesteps`, `--resume` can go on to more of them.
+    `harness.check(condition, message)` refuses values for which the condition is false; a whole number below 1 and
+    another below 0 are refused anyway, unless the default is as low. It must have the fields `env_id`, and
+    `eval_env_id`, `episode_length` (None is the task's own), `num_eval_envs` and `eval_noise`, which `--evaluate` and
+    films read. If it has `total_timesteps`, `--resume` can go on to more of them, but not with an `anneal_lr` that is
+    true.
   env, eval_env: `envs.GoalEnv`s, trained and evaluated on.
   schedule: has `steps_per_iteration` and `updates_per_iteration`, environment steps and updates between two returns to
-    the buffer or rollout; `warmup_iterations`, which `init` takes, `iterations_per_epoch`, and `num_epochs`. What is
-    printed and logged as steps is the product of these.
+    the buffer or rollout; `warmup_iterations`, those that `init` makes, `iterations_per_epoch`, and `num_epochs`. What
+    is printed and logged as steps is the product of these.
   init: `init(key)`, the state of a whole training, any pytree of arrays, keys included: the runner.
   train: `train(runner, num_epochs)`, with a static `num_epochs`: the next runner, and a dict of metrics, arrays
     (num_epochs,). An epoch has `iterations_per_epoch` and ends with the script's own evaluation. Of the metrics,
@@ -33,7 +35,9 @@ and `train`, with the same key, under the mapped axis that `args.axes` names, ()
 device's index into the keys of what differs between devices, and averages over the axis what does not. One that cannot
 share a training checks `num_devices == 1`.
 
-A mistake that the user can mend is an `envs.UsageError`; every other exception keeps its traceback.
+A mistake that the user can mend is an `envs.UsageError`; every other exception keeps its traceback. Ctrl-C ends the
+process at once, without `finally`, as XLA would let Python hear it only at the end of an epoch. A script that wants to
+hear it then sets a handler of its own before `run`.
 """
 
 from harness.cli import RunArgs, check, errors_in_one_line, parse_args

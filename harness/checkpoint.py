@@ -67,7 +67,7 @@ def export_policy(policy: Callable[[jax.Array, jax.Array], jax.Array], env: Goal
 def load_policy(path: Path) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The function that `export_policy` made a file of."""
     if not path.is_file():
-        raise UsageError(f"{path} is not there: there is no checkpoint yet, or a folder for each seed")
+        raise UsageError(f"{path} is not there: there is no checkpoint yet")
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
         exported.mlir_module()  # which a newer jax may have written in words that this one does not know

@@ -57,8 +57,8 @@ class RunArgs:
                 from_zero = default == 0 or field.name in ("seed", "checkpoint_every", "process_id")
                 counts = "int" in str(field.type) and not from_zero
                 lowest = -math.inf if isinstance(default, int | float) and default < 0 else 1 if counts else 0
-                flag = field.name.replace("_", "-")
-                check(math.isfinite(value) and value >= lowest, f"--{flag} {value}: must be at least {lowest}")
+                flag, wanted = field.name.replace("_", "-"), "finite" if lowest == -math.inf else f"at least {lowest}"
+                check(math.isfinite(value) and value >= lowest, f"--{flag} {value}: must be {wanted}")
         for name in ("num_envs", "batch_size", "num_eval_envs"):
             size, whole = getattr(self, name, 0), f"--num-devices {self.num_devices} must divide it"
             check(size % self.num_devices == 0, f"--{name.replace('_', '-')} {size}: {whole}")
@@ -113,8 +113,9 @@ def flags_of(args: RunArgs) -> dict:
 
 def directory_of(path: str) -> Path:
     """The directory of the run to which this directory, of the run itself or one of its checkpoints, belongs."""
+    check(Path(path).is_dir(), f"there is no directory {path}")
     for folder in (Path(path), *Path(path).absolute().parents[:3]):
-        if Path(path).is_dir() and (folder / "args.json").is_file():
+        if (folder / "args.json").is_file():
             return folder
     raise UsageError(f"{path} is not the directory of a run: there is no args.json in it")
 
@@ -127,24 +128,43 @@ def _stored_flags(path: str, flags_class: type) -> dict:
     return {name: tuple(x) if isinstance(x, list) else x for name, x in stored["flags"].items()}
 
 
-def _parse(flags_class: type[T], default: T | None = None) -> T:
-    """`tyro.cli`. Sweeps write --flag True and --flag=False where tyro wants --flag and --no-flag."""
-    booleans = {f"--{x.name.replace('_', '-')}" for x in dataclasses.fields(flags_class) if x.type in (bool, "bool")}
+def _words(flags_class: type) -> list[str]:
+    """The command line. Sweeps write --flag True and --flag=False where tyro wants --flag and --no-flag."""
+    booleans = {x.name for x in dataclasses.fields(flags_class) if x.type in (bool, "bool")}
     words = []
     for word in sys.argv[1:]:
         flag, equals, value = word.partition("=")
-        if words and words[-1] in booleans and word in ("True", "False"):
+        if words and word.lower() in ("true", "false") and _field_of(words[-1]) in booleans:
             flag, equals, value = words.pop(), "=", word
-        if equals and flag in booleans and value in ("True", "False"):
-            word = flag if value == "True" else f"--no-{flag[2:]}"
+        if equals and value.lower() in ("true", "false") and _field_of(flag) in booleans:
+            word = flag if value.lower() == "true" else f"--no-{flag[2:]}"
         words.append(word)
-    description = (inspect.getdoc(sys.modules[flags_class.__module__]) or "").partition("\n")[0]
-    return tyro.cli(flags_class, args=words, default=default, description=description)
+    return words
+
+
+def _field_of(flag: str) -> str:
+    """The field of the flags' class that this flag sets, which can be written with - or with _."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _parse(default: T) -> T:
+    """The command line over these flags."""
+    description = (inspect.getdoc(sys.modules[type(default).__module__]) or "").partition("\n")[0]
+    return tyro.cli(type(default), args=_words(type(default)), default=default, description=description)
+
+
+def _env_id(default: RunArgs) -> str:
+    """The task alone, which has a say in the defaults of all other flags."""
+
+    def task(env_id: str = default.env_id) -> str:
+        return env_id
+
+    return tyro.cli(task, args=_words(type(default)), return_unknown_args=True, add_help=False)[0]
 
 
 def _parse_over(run: T, directory: str, changeable: set[str]) -> T:
     """The command line over the flags of the run in `directory`, of which it may change these."""
-    given = _parse(type(run), run)
+    given = _parse(run)
     for name in flags_of(run).keys() - changeable:
         flag, now, before = name.replace("_", "-"), getattr(given, name), getattr(run, name)
         check(now == before, f"--{flag} {now}: the run in {directory} has {before}, and that stays")
@@ -154,6 +174,8 @@ def _parse_over(run: T, directory: str, changeable: set[str]) -> T:
 def _parse_evaluation(default: T, directory: str) -> T:
     """`--evaluate`: the flags of a run, as far as the script still has them."""
     stored, names = _stored_flags(directory, type(default)), flags_of(default)
+    one_of = f"{directory} has a folder for each seed: --evaluate {Path(directory, 'seed_' + str(stored.get('seed')))}"
+    check(stored.get("num_seeds", 1) == 1 or Path(directory, "policy.jax").is_file(), one_of)
     stored = {name: value for name, value in stored.items() if name in names}
     stored |= {name: getattr(default, name) for name in ("seed", "num_eval_envs", "capture_video", "num_devices")}
     run = dataclasses.replace(default, **stored)
@@ -176,9 +198,10 @@ def _parse_resumption(default: T, directory: str, anew: bool) -> T:
     check(not other, f"{directory} is a run of another version of the script, which differs in the flags {other}")
     run = dataclasses.replace(default, **stored)
     given = _parse_over(run, directory, _OF_RESUME)
-    longer = getattr(given, "total_timesteps", None) != getattr(run, "total_timesteps", None)
+    before, now = (getattr(flags, "total_timesteps", 0) for flags in (run, given))
+    check(anew or now >= before, f"--total-timesteps {now}: the run has {before} already, and can go on to more")
     annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
-    check(anew or not (longer and getattr(run, "anneal_lr", False)), annealed)
+    check(anew or now == before or not getattr(run, "anneal_lr", False), annealed)
     _check_devices(given)
     return given if anew else dataclasses.replace(given, resume=directory, run_dir=None)
 
@@ -224,13 +247,11 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     refused, but for what `_OF_RESUME` and `_OF_EVALUATION` list.
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
-    default, given = flags_class(), _parse(flags_class)
-    own = ":" in given.env_id  # a class of the user's
-    kinds = [name for name in of_tasks or () if fnmatch.fnmatch(given.env_id, name) and not own]
+    env_id = _env_id(flags_class())
+    kinds = [name for name in of_tasks or () if fnmatch.fnmatch(env_id, name) and ":" not in env_id]  # a user's class
     chosen = {name: value for kind in kinds for name, value in of_tasks[kind].items()}
-    if chosen:
-        default = dataclasses.replace(default, **chosen)
-        given = _parse(flags_class, default)
+    default = flags_class(**chosen)
+    given = _parse(default)
     _set_up_jax(given)
     check("" not in (given.resume, given.evaluate, given.run_dir), "an empty directory: is a shell's variable not set?")
     check(not (given.resume and given.evaluate), "--resume goes on with a run and --evaluate ends one: choose")

@@ -54,7 +54,7 @@ class Log:
         row = {"epoch": epoch, "steps": steps, "seconds": f"{seconds:.1f}"}
         row |= {name: f"{value:.6g}" for name, value in metrics.items()}
         with self._csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns or row.keys(), extrasaction="ignore")
+            writer = csv.DictWriter(file, self._columns or row.keys(), extrasaction="ignore", lineterminator="\n")
             if not file.tell():  # it is new
                 writer.writeheader()
             writer.writerow(row)

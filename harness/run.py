@@ -57,8 +57,10 @@ def run(
 def _ctrl_c_at_once():
     """Python would hear Ctrl-C only at the end of an epoch. What is lost is what came after the last checkpoint."""
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield  # somebody else takes care of it
+    by_hand = hasattr(sys, "ps1")  # an interpreter or a notebook, which is to live on
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if by_hand or not ours:
+        yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -189,8 +191,10 @@ def _make_directory(args: RunArgs) -> Path:
         directory.mkdir(parents=True, exist_ok=bool(args.run_dir or args.distributed))
     except OSError as error:
         raise UsageError(f"{error}; --runs-dir or --run-dir puts it elsewhere") from error
-    ours = (directory / "args.json").exists()  # of a run that had come to no checkpoint
-    check(ours or not (directory / "metrics.csv").exists(), f"{directory} holds a metrics.csv that is not of a run")
+    ours = (directory / "args.json").exists()  # of a run that had come to no checkpoint, whose curves are written anew
+    found = [] if ours else [*directory.glob("metrics.csv"), *directory.glob("events.out.tfevents.*")]
+    others = ", ".join(path.name for path in found)
+    check(not others, f"{directory} holds curves of something else, {others}: take another --run-dir")
     return directory
 
 
@@ -207,6 +211,8 @@ def _announce(args: RunArgs, env: GoalEnv, schedule: Any, shapes: Any, directory
     if args.num_seeds > 1:
         devices = len(jax.tree.leaves(shapes)[0].sharding.device_set)
         print(f"{args.num_seeds} seeds at once on {devices} device{'s' * (devices > 1)}; below, their means")
+    if not epochs:
+        return
     header = f"{'epoch':>7} {'steps':>13} {'steps/s':>8}"
     header += "".join(f" {title:>{width}}" for title, width in _COLUMNS.values())
     print(f"{header} {'elapsed':>8} {'left':>8}", flush=True)

@@ -50,7 +50,7 @@ def starts(reacher):
 
 @pytest.mark.quick
 def test_unknown_id_names_the_nearest():
-    with pytest.raises(ValueError, match=r"'raecher'; did you mean reacher"):
+    with pytest.raises(envs.UsageError, match=r"'raecher'; did you mean reacher"):
         envs.make("raecher")
 
 
@@ -84,7 +84,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
 
 @pytest.mark.quick
 def test_unknown_backend_names_those_that_do():
-    with pytest.raises(ValueError, match="generalized, positional, spring, mjx, mujoco, warp"):
+    with pytest.raises(envs.UsageError, match="generalized, positional, spring, mjx, mujoco, warp"):
         envs.make("reacher", backend="bullet")
 
 

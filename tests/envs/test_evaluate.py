@@ -119,7 +119,7 @@ def test_act_is_what_training_acts_by(module, monkeypatch):
 )
 def test_a_task_with_wrong_sizes_is_refused(mistake, message):
     """JAX would clamp an index and broadcast a shape, and the training would be of something else."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(envs.UsageError, match=message):
         type("Wrong", (Line,), mistake)().reset(jax.random.key(0))
 
 

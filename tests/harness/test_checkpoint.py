@@ -62,7 +62,7 @@ def test_what_a_killed_process_was_writing_does_not_count(tmp_path):
 
 
 def test_policies_that_cannot_be_read(tmp_path):
-    with pytest.raises(envs.UsageError, match="is not there: there is no checkpoint yet, or a folder for each seed"):
+    with pytest.raises(envs.UsageError, match="is not there: there is no checkpoint yet"):
         load_policy(tmp_path / "policy.jax")
     for content in (b"", b"no policy", bytes(1000)):
         (tmp_path / "policy.jax").write_bytes(content)

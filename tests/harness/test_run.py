@@ -194,7 +194,7 @@ def test_a_finished_run_can_become_longer(finished, tmp_path):
     assert words(out)[4:7] == ["5/12", "6/12", "checkpoint"] and len(table(directory)) == 12
     assert_same_end(FORK, finished(FORK), directory)
     out = run(FORK, "--resume", directory, cwd=tmp_path)  # has nothing to do
-    assert "140 environment steps in 12 epochs" in out and words(out)[4:] == ["evaluate"]
+    assert "140 environment steps in 12 epochs" in out and words(out)[3:] == ["evaluate"]
     assert_same_end(FORK, finished(FORK), directory)
     out = run(FORK, "--resume", directory, "--total-timesteps", "300", "--num-evals", "12", cwd=tmp_path)
     assert [row["steps"] for row in table(directory)[11:]] == ["140", "170", "200", "230", "260", "290", "320"]
@@ -262,9 +262,13 @@ def test_a_run_whose_script_logs_more_by_now_keeps_its_columns(tmp_path):
 @pytest.mark.quick
 def test_a_folder_with_other_results_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "metrics.csv").write_text("somebody's")
-    assert "mine holds a metrics.csv that is not of a run" in refused(FORK, "--run-dir", "mine", cwd=tmp_path)
-    assert (tmp_path / "mine" / "metrics.csv").read_text() == "somebody's"
+    for name in ("metrics.csv", "events.out.tfevents.1.host.2.0"):
+        file = tmp_path / "mine" / name
+        file.write_text("somebody's")
+        err = refused(FORK, "--run-dir", "mine", cwd=tmp_path)
+        assert "mine holds curves of something else" in err and name in err
+        assert file.read_text() == "somebody's"
+        file.unlink()
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -340,10 +344,14 @@ def test_a_training_that_does_not_fit_into_memory(monkeypatch, tmp_path):
 
 @pytest.mark.quick
 def test_a_run_leaves_ctrl_c_to_the_shell(tmp_path):
-    """Python would hear it only between two epochs. Who has set it to something else, or ignores it, keeps that."""
-    for before, after in ((signal.default_int_handler, signal.SIG_DFL), (signal.SIG_IGN, signal.SIG_IGN)):
+    """Python would hear it only between two epochs. Who has set it to something else or ignores it keeps that, and so
+    does a notebook."""
+    python, shell, ignored = signal.default_int_handler, signal.SIG_DFL, signal.SIG_IGN
+    for before, notebook, after in ((python, False, shell), (ignored, False, ignored), (python, True, python)):
         during = []
         with pytest.MonkeyPatch.context() as patch:
+            if notebook:
+                patch.setattr(sys, "ps1", "In : ", raising=False)
             patch.setattr(Log, "add", lambda *_: during.append(signal.getsignal(signal.SIGINT)))
             restore = signal.signal(signal.SIGINT, before)
             try:
@@ -371,9 +379,8 @@ def test_seeds_at_once(finished, tmp_path):
     alone = scalars(finished("crl_jax"))
     for tag in ("losses/critic", "losses/entropy"):
         np.testing.assert_allclose(alone[tag][0][1], seeds[0][tag][0][1], rtol=1e-2)
-    assert "there is no checkpoint yet, or a folder for each seed" in refused(
-        "crl_jax", "--evaluate", directory, cwd=tmp_path
-    )
+    each = f"error: {directory} has a folder for each seed: --evaluate {directory / 'seed_1'}"
+    assert refused("crl_jax", "--evaluate", directory, cwd=tmp_path).strip() == each
     kept = directory / "checkpoints" / "epoch_000012"
     for seed in (1, 2):
         policies = [actions(folder / f"seed_{seed}" / "policy.jax") for folder in (directory, kept)]
