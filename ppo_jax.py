@@ -69,7 +69,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
     normalize_observations: bool = True  # by mean and standard deviation in all rollouts before
     learning_rate: float = 3e-4  # Adam's learning rate
-    anneal_lr: bool = False  # let it fall linearly, to 0 at the end of the run
+    anneal_lr: bool = False  # let learning rates fall linearly, to 0 at the end of the run
     max_grad_norm: float = 0.5  # each network's gradient is scaled down to this norm
 
     # networks

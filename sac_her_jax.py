@@ -72,7 +72,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
-    anneal_lr: bool = False  # let the three learning rates fall linearly, to 0 at the end of the run
+    anneal_lr: bool = False  # let learning rates fall linearly, to 0 at the end of the run
 
     # networks
     width: int = 256  # units of a hidden layer

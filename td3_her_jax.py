@@ -76,7 +76,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
-    anneal_lr: bool = False  # let both learning rates fall linearly, to 0 at the end of the run
+    anneal_lr: bool = False  # let learning rates fall linearly, to 0 at the end of the run
 
     # networks
     width: int = 256  # units of a hidden layer

@@ -57,7 +57,7 @@ Each flag is a field of a script's `Args`. `--residual` turns one on, `--no-resi
 environment steps, also with action chunks.
 """
 
-OF_TASKS = """On the command line some kinds of tasks have other defaults. Where two patterns fit an id, both
+OF_TASKS = """On the command line CRL has other defaults for some kinds of tasks. Where two patterns fit an id, both
 count, and the later wins. A run prints what it takes. A flag of your own goes first."""
 
 RUN = """## A run's directory
@@ -130,7 +130,7 @@ def page():
         lines += [f"## {title[0].upper()}{title[1:]}", "", *table(flags), ""]
     lines += ["## What `--env-id` chooses", "", OF_TASKS, "", "| CRL's tasks | flags |", "| --- | --- |"]
     for task, chosen in crl_jax.OF_TASKS.items():
-        words = (f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+        words = (f"--{name.replace('_', '-')} {value}".removesuffix(" True") for name, value in chosen.items())
         lines.append(f"| `{task}` | `{' '.join(words)}` |")
     lines += ["", RUN.rstrip()]
     lines += [

@@ -270,5 +270,6 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     _check_devices(given)
     taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
     if taken and jax.process_index() == 0:
-        print(f"for {', '.join(kinds)}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
+        flags = (f"--{name.replace('_', '-')} {value}".removesuffix(" True") for name, value in taken.items())
+        print(f"for {', '.join(kinds)}:", *flags)
     return given

@@ -207,11 +207,11 @@ def test_a_kind_of_task_has_defaults(monkeypatch, capsys):
         args = harness.parse_args(crl_jax.Args, kinds)
         return (args.action_chunk, args.anneal_lr), capsys.readouterr().out
 
-    assert parse("--env-id ant_ball") == ((3, True), "for ant*: --action-chunk 3 --anneal-lr True\n")
-    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant*: --anneal-lr True\n")
+    assert parse("--env-id ant_ball") == ((3, True), "for ant*: --action-chunk 3 --anneal-lr\n")
+    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant*: --anneal-lr\n")
     assert parse("--action-chunk 1 --no-anneal-lr --env-id ant") == ((1, False), "")
     assert parse("--env-id reacher") == ((1, False), "")
-    of_mazes = "for ant*, ant*maze*: --action-chunk 5 --anneal-lr True\n"  # of two patterns that fit the later wins
+    of_mazes = "for ant*, ant*maze*: --action-chunk 5 --anneal-lr\n"  # of two patterns that fit the later wins
     assert parse("--env-id ant_u_maze") == ((5, True), of_mazes)
     for task, flags in crl_jax.OF_TASKS.items():
         assert fnmatch.filter(envs.ENV_IDS, task)
