@@ -1,6 +1,7 @@
 """Pictures and films of tasks, without a display."""
 
 import copy
+import itertools
 import math
 
 import jax
@@ -14,8 +15,10 @@ from envs import GoalEnv, UsageError
 _TITLE_HEIGHT = 24  # pixels
 
 
-def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np.ndarray) -> mujoco.MjvCamera:
-    """A camera at rest that sees agent, goal and walls in all of the joint positions `q`."""
+def _make_camera(
+    env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np.ndarray, aspect: float
+) -> mujoco.MjvCamera:
+    """A camera at rest that sees agent, goal and walls in all of the joint positions `q`, and as near as it can be."""
     solid = np.flatnonzero(model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
     middle, half = np.split(model.geom_aabb[solid], 2, axis=1)  # each geom's box, in its own frame
     low, high = np.full(3, np.inf), np.full(3, -np.inf)
@@ -29,7 +32,12 @@ def _make_camera(env: GoalEnv, model: mujoco.MjModel, data: mujoco.MjData, q: np
         high = np.maximum(high, (center + reach).max(0))
     camera = mujoco.MjvCamera()
     camera.lookat, (camera.azimuth, camera.elevation) = (low + high) / 2, env.view
-    camera.distance = 0.42 * np.linalg.norm(high - low) / math.tan(math.radians(model.vis.global_.fovy / 2))
+    (sin_a, sin_e), (cos_a, cos_e) = np.sin(np.radians(env.view)), np.cos(np.radians(env.view))
+    right, up = (sin_a, -cos_a, 0), (-sin_e * cos_a, -sin_e * sin_a, cos_e)
+    corners = np.array(list(itertools.product((-1, 1), repeat=3))) * (high - low) / 2
+    slope = math.tan(math.radians(model.vis.global_.fovy / 2))
+    needs = np.maximum(np.abs(corners @ up), np.abs(corners @ right) / aspect) / slope - corners @ np.cross(up, right)
+    camera.distance = 1.05 * needs.max()
     return camera
 
 
@@ -40,7 +48,7 @@ def draw(env: GoalEnv, q: np.ndarray, width: int = 480, height: int = 360) -> np
     data = mujoco.MjData(model)
     q = np.asarray(q)
     with mujoco.Renderer(model, height, width) as renderer:
-        camera = _make_camera(env, model, data, q)
+        camera = _make_camera(env, model, data, q, width / height)
         pictures = []
         for qpos in q:
             data.qpos[:] = qpos
