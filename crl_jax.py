@@ -98,8 +98,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
 OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; of two that fit the later wins
     "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, anneal_lr=True,
-                 total_timesteps=2_500_000),
-    "ant*maze*": dict(gamma=0.97),
+                 target_entropy=-2.0, total_timesteps=2_500_000),
+    "ant*maze*": dict(gamma=0.97, target_entropy=-1.0),
     "arm_[bp]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, gamma=0.9, random_goals=0.5, commanded_goals=0.5, target_entropy=-0.5, anneal_lr=True,
                     total_timesteps=1_000_000),
