@@ -25,7 +25,6 @@ import re
 import statistics
 import subprocess
 from collections import defaultdict
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +38,7 @@ from scipy.stats import bootstrap, trim_mean
 import envs
 from benchmark.learning import HERE, read_csv
 from crl_jax import OF_TASKS
+from harness.cli import of_task
 
 METHODS = {  # method: title
     "crl": "CRL",
@@ -121,8 +121,7 @@ def write_random(path):
     rows = [["task", *MEASURES]]
     for env_id in envs.ENV_IDS:
         env = envs.make(env_id)
-        lengths = [flags.get("episode_length") for kind, flags in OF_TASKS.items() if fnmatch(env_id, kind)]
-        length = next(filter(None, reversed(lengths)), env.episode_length)
+        length = of_task(env_id, OF_TASKS)[1].get("episode_length", env.episode_length)
         evaluate = jax.jit(lambda key, env=env, length=length: envs.evaluate(env, random_policy, key, 128, length))
         measures = evaluate(jax.random.key(0))
         rows.append([env_id, *(f"{measures[f'eval/{name}']:.4g}" for name in MEASURES)])

@@ -11,6 +11,7 @@ import harness
 import ppo_jax
 import sac_her_jax
 import td3_her_jax
+from harness.cli import as_typed
 
 PAGE = Path(__file__).with_name("flags-and-metrics.md")
 SCRIPTS = {"CRL": crl_jax, "SAC": sac_her_jax, "TD3": td3_her_jax, "PPO": ppo_jax}
@@ -130,8 +131,7 @@ def page():
         lines += [f"## {title[0].upper()}{title[1:]}", "", *table(flags), ""]
     lines += ["## What `--env-id` chooses", "", OF_TASKS, "", "| CRL's tasks | flags |", "| --- | --- |"]
     for task, chosen in crl_jax.OF_TASKS.items():
-        words = (f"--{name.replace('_', '-')} {value}".removesuffix(" True") for name, value in chosen.items())
-        lines.append(f"| `{task}` | `{' '.join(words)}` |")
+        lines.append(f"| `{task}` | `{as_typed(chosen)}` |")
     lines += ["", RUN.rstrip()]
     lines += [
         f"| `{tag}` | {scripts.replace(' ', ', ') or 'all'} | {meaning} |"

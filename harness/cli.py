@@ -111,6 +111,17 @@ def flags_of(args: RunArgs) -> dict:
     return {name: value for name, value in vars(args).items() if name not in _OF_PROCESS}
 
 
+def of_task(env_id: str, of_tasks: dict[str, dict]) -> tuple[list[str], dict]:
+    """The patterns that fit a task, which fit no class of a user's, and their flags; of two values the later wins."""
+    kinds = [name for name in of_tasks if fnmatch.fnmatch(env_id, name) and ":" not in env_id]
+    return kinds, {name: value for kind in kinds for name, value in of_tasks[kind].items()}
+
+
+def as_typed(flags: dict) -> str:
+    """Flags as they are typed on the command line."""
+    return " ".join(f"--{name.replace('_', '-')} {value}".removesuffix(" True") for name, value in flags.items())
+
+
 def directory_of(path: str) -> Path:
     """The directory of the run to which this directory, of the run itself or one of its checkpoints, belongs."""
     check(Path(path).is_dir(), f"there is no directory {path}")
@@ -199,7 +210,7 @@ def _parse_resumption(default: T, directory: str, anew: bool) -> T:
     run = dataclasses.replace(default, **stored)
     given = _parse_over(run, directory, _OF_RESUME)
     before, now = (getattr(flags, "total_timesteps", 0) for flags in (run, given))
-    check(anew or now >= before, f"--total-timesteps {now}: the run has {before} already, and can go on to more")
+    check(anew or now >= before, f"--total-timesteps {now}: the run has {before}, and it can only be more")
     annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
     check(anew or now == before or not getattr(run, "anneal_lr", False), annealed)
     _check_devices(given)
@@ -247,9 +258,7 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     refused, but for what `_OF_RESUME` and `_OF_EVALUATION` list.
     """
     check(not jax.config.jax_enable_x64, "JAX_ENABLE_X64 is set: the scripts compute in float32, unset it")
-    env_id = _env_id(flags_class())
-    kinds = [name for name in of_tasks or () if fnmatch.fnmatch(env_id, name) and ":" not in env_id]  # a user's class
-    chosen = {name: value for kind in kinds for name, value in of_tasks[kind].items()}
+    kinds, chosen = of_task(_env_id(flags_class()), of_tasks or {})
     default = flags_class(**chosen)
     given = _parse(default)
     _set_up_jax(given)
@@ -270,6 +279,5 @@ def parse_args(flags_class: type[T], of_tasks: dict[str, dict] | None = None) ->
     _check_devices(given)
     taken = {name: value for name, value in chosen.items() if getattr(given, name) == value}
     if taken and jax.process_index() == 0:
-        flags = (f"--{name.replace('_', '-')} {value}".removesuffix(" True") for name, value in taken.items())
-        print(f"for {', '.join(kinds)}:", *flags)
+        print(f"for {', '.join(kinds)}: {as_typed(taken)}")
     return given

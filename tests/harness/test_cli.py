@@ -75,6 +75,8 @@ def test_mistakes_get_one_line(script, tmp_path):
         ("--gama 0.9", "--gamma"),
         ("--contrastive-loss nce", "fwd_infonce"),
         ("--energy cosine", "norm"),
+        ("--num-envs 0", "--num-envs 0: must be at least 1"),  # checks of `Args`
+        ("--gamma 1", "--gamma must lie between 0 and 1"),
     ],
 )
 def test_what_tyro_refuses(flags, words, tmp_path):
@@ -284,7 +286,7 @@ def test_resume_takes_the_flags_of_the_run(parse):
     args = parse("--resume runs/one --capture-video --total-timesteps 2000")
     assert (args.seed, args.width, args.backend, args.resume) == (3, 8, "mujoco", "runs/one")
     assert args.capture_video and args.total_timesteps == 2000
-    with pytest.raises(envs.UsageError, match="--total-timesteps 999: the run has 1000 already, and can go on to more"):
+    with pytest.raises(envs.UsageError, match="--total-timesteps 999: the run has 1000, and it can only be more"):
         parse("--resume runs/one --total-timesteps 999")
     assert parse("--resume runs/one --width 8").width == 8
     for line, message in (
