@@ -5,10 +5,11 @@ Take a state and an action of a past trajectory and, as a goal, a place near whe
     (s_t, a_t),   g = state_{t+k}[goal_indices] + σn,   P(k) ∝ γ^k,  1 ≤ k ≤ steps recorded from t on,   n ~ N(0, I)
 
 where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
-(s, a) and g into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to tell
-which goal of a batch belongs to which state and action. Each row of logits[i, j] = f(s_i, a_i, g_j) is a classification
-problem whose right answer is column i, and each column j one whose right answer is row j; what belongs to other pairs
-serves as negatives. With the symmetric InfoNCE loss
+(s, a) and g into vectors; states and goals enter them, and the policy, less their mean and over their deviation. A
+critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus the vectors' distance, learns to tell which goal of a batch
+belongs to which state and action. Each row of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right
+answer is column i, and each column j one whose right answer is row j; what belongs to other pairs serves as negatives.
+With the symmetric InfoNCE loss
 
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )
@@ -33,6 +34,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from brax.training.acme import running_statistics
 from jax.lax import stop_gradient as stop
 from jax.nn import logsumexp, softplus
 
@@ -68,16 +70,17 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     contrastive_loss: Literal["fwd_infonce", "bwd_infonce", "sym_infonce", "binary_nce"] = "sym_infonce"  # critic's
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
-    commanded_goals: float = 0.0  # share for which it is the goal that was commanded when the action was taken
+    commanded_goals: float = 0.5  # share for which it is the goal that was commanded when the action was taken
     best_of: int = 1  # transitions drawn for a row, which takes the one in whose step state[goal_indices] moved most
-    noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    noise_correlation: float = 0.0  # of exploration noise from step to step: near 1 it leads off goals, and back
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
+    normalize_observations: bool = True  # by mean and deviation of all states and goals so far
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     target_entropy: float = -1.0  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
-    anneal_lr: bool = False  # let learning rates fall linearly, to 0 at the end of the run
+    anneal_lr: bool = True  # let learning rates fall linearly, to 0 at the end of the run
 
     # networks
     width: int = 256  # units of a hidden layer
@@ -97,16 +100,15 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
 
 OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; of two that fit the later wins
-    "ant*": dict(action_chunk=3, gamma=0.95, goal_steps=250, commanded_goals=0.5, anneal_lr=True,
-                 target_entropy=-2.0, total_timesteps=2_500_000),
+    "ant*": dict(action_chunk=3, gamma=0.95, noise_correlation=0.9, goal_steps=250, target_entropy=-2.0,
+                 total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97, target_entropy=-1.0),
-    "arm_[bp]*": dict(best_of=4, commanded_goals=0.5, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
-    "cheetah": dict(num_envs=64, gamma=0.9, random_goals=0.5, commanded_goals=0.5, target_entropy=-0.5, anneal_lr=True,
-                    total_timesteps=1_000_000),
+    "arm_[bp]*": dict(gamma=0.95, best_of=4, noise_correlation=0.9, goal_noise=0.3, layer_norm=True,
+                      total_timesteps=1_500_000),
+    "cheetah": dict(num_envs=64, gamma=0.9, target_entropy=-0.5),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
-    "pusher_[eh]*": dict(best_of=4, random_goals=0.5, commanded_goals=0.5, goal_noise=0.3, anneal_lr=True,
-                         total_timesteps=4_000_000),
-    "simple*": dict(num_envs=64, gamma=0.97, goal_steps=125, commanded_goals=0.5, target_entropy=-0.5),
+    "pusher_[eh]*": dict(best_of=4, random_goals=0.5, goal_noise=0.3, total_timesteps=4_000_000),
+    "simple*": dict(num_envs=64, gamma=0.95, noise_correlation=0.9, goal_steps=125, target_entropy=-0.5),
 }  # fmt: skip
 
 
@@ -284,8 +286,6 @@ def alpha_loss(params, entropy, target_entropy):
 
 def actor_goals(own, commanded, random_share, commanded_share):
     """Goals g' that the actor practises, (batch, goal_dim): a row's own, but for the two shares of the batch."""
-    if all(isinstance(share, int | float) and share == 0 for share in (random_share, commanded_share)):
-        return own  # the very array, so that XLA computes ψ(g) once; in a sweep shares are traced
     row = jnp.arange(len(own))[:, None]
     goals = jnp.where(row < random_share * len(own), jnp.roll(own, -1, axis=0), own)  # the next row's is a random one
     return jnp.where(row >= (1 - commanded_share) * len(own), commanded, goals)
@@ -335,6 +335,7 @@ def make_networks(args, env):
 class RunnerState(NamedTuple):
     params: dict[str, Any]
     opt_state: optax.OptState
+    statistics: running_statistics.RunningStatisticsState  # of states and of the goals that they achieve, so far
     env_state: Any
     buffer: Buffer
     key: jax.Array
@@ -343,7 +344,8 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
+    state, goal = running_statistics.normalize(jnp.split(obs, [len(runner.statistics.mean[0])], -1), runner.statistics)
+    return sample_action(networks.actor.apply(runner.params["actor"], state, goal), noise)[0]
 
 
 def make_train(args, env=None, eval_env=None):
@@ -380,8 +382,11 @@ def make_train(args, env=None, eval_env=None):
         key, noise_key = jax.random.split(runner.key)
         noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
-        buffer = buffer_add(runner.buffer, transitions, traj_id)
-        return runner._replace(env_state=env_state, buffer=buffer, key=key)
+        buffer, statistics = buffer_add(runner.buffer, transitions, traj_id), runner.statistics
+        if args.normalize_observations:
+            seen = [transitions.state, transitions.next_goal]
+            statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
+        return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
         key, eval_key, env_key, actor_key, phi_key, psi_key = jax.random.split(key, 6)
@@ -399,7 +404,8 @@ def make_train(args, env=None, eval_env=None):
         }
         unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
         buffer = buffer_init(Transition(state, action, goal, goal), unrolls * schedule.unroll_length, num_envs)
-        runner = RunnerState(params, optimizer.init(params), env_state, buffer, key, eval_key)
+        opt_state, statistics = optimizer.init(params), running_statistics.init_state([state, goal])
+        runner = RunnerState(params, opt_state, statistics, env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
     def update(carry, inputs):
@@ -417,7 +423,9 @@ def make_train(args, env=None, eval_env=None):
         best = jnp.argmax(jnp.square(now.next_goal - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
         now, future = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, future))
         goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)
-        inputs = (now.state, now.action, goal, now.goal), jax.random.normal(noise_key, now.action.shape)
+        raw = [now.state, jnp.stack([goal, now.goal])]
+        state, (goal, commanded) = running_statistics.normalize(raw, runner.statistics)
+        inputs = (state, now.action, goal, commanded), jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), inputs)
         _, metrics = total_loss(params, *jax.tree.map(lambda x: x[-1], inputs), networks, args)  # of one batch: enough
         return runner._replace(params=params, opt_state=opt_state, key=key), metrics

@@ -14,8 +14,8 @@ close to the old ones, the value its own target, and a bonus keeps the policy ra
     L(V) = mean( (V(s, g) - (A + V_old(s, g)))² )
 
 Â is A, normalised to mean 0 and standard deviation 1 in each minibatch (--no-normalize-advantage: A itself); A is 0
-after the rollout's last step. (s, g) is normalised by its mean and deviation so far and clipped at ±10
-(--no-normalize-observations: not), and the gradients of π and of V are each scaled down to a norm of --max-grad-norm.
+after the rollout's last step. (s, g) is normalised by its mean and deviation so far (--no-normalize-observations: not),
+and the gradients of π and of V are each scaled down to a norm of --max-grad-norm.
 
 PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance; --dense-reward shows it the
 way.
@@ -34,6 +34,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from brax.training.acme import running_statistics
 from jax.nn import softplus
 
 import envs
@@ -151,27 +152,6 @@ def sample_u(actor_out, noise):
     return mean + jnp.exp(log_std) * noise
 
 
-# ---- observation statistics ------------------------------------------------------------------------------------------
-
-
-class Statistics(NamedTuple):
-    """Of all observations so far."""
-
-    count: jax.Array  # ()
-    mean: jax.Array  # (observation_size,)
-    variance: jax.Array  # (observation_size,)
-
-
-def update_statistics(statistics, obs):
-    """Merges in the observations `obs`, (..., observation_size) (Chan et al. 1979, parallel variance)."""
-    obs = obs.reshape(-1, obs.shape[-1])
-    count = statistics.count + len(obs)
-    delta = obs.mean(0) - statistics.mean
-    share = len(obs) / count
-    variance = (1 - share) * statistics.variance + share * obs.var(0) + share * (1 - share) * delta**2
-    return Statistics(count, statistics.mean + share * delta, variance)
-
-
 # ---- advantages and losses -------------------------------------------------------------------------------------------
 
 
@@ -276,22 +256,15 @@ def make_networks(args, env):
 class RunnerState(NamedTuple):
     params: dict[str, Any]
     opt_state: optax.OptState
-    statistics: Statistics | None  # with which the policy normalises what it sees
+    statistics: running_statistics.RunningStatisticsState  # of observations, so far
     env_state: Any
     key: jax.Array
     eval_key: jax.Array  # evaluation draws from a stream of its own: training does not depend on it
 
 
-def normalize(statistics, obs):
-    """Observations (..., observation_size) with mean 0 and variance 1, if there are statistics to know these by."""
-    if statistics is None:
-        return obs
-    return jnp.clip((obs - statistics.mean) / jnp.sqrt(statistics.variance + 1e-6), -10.0, 10.0)
-
-
 def actor_output(networks, runner, obs):
     """The actor's output for observations (..., observation_size)."""
-    return networks.actor.apply(runner.params["actor"], normalize(runner.statistics, obs))
+    return networks.actor.apply(runner.params["actor"], running_statistics.normalize(obs, runner.statistics))
 
 
 def act(networks, runner, obs, noise):
@@ -328,9 +301,8 @@ def make_train(args, env=None, eval_env=None):
         env_state = train_env.reset(env_key)
         obs = env_state.obs[0]
         params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
-        statistics = Statistics(jnp.zeros(()), jnp.zeros_like(obs), jnp.ones_like(obs))
-        statistics = statistics if args.normalize_observations else None
-        return RunnerState(params, optimizer.init(params), statistics, env_state, key, eval_key)
+        opt_state, statistics = optimizer.init(params), running_statistics.init_state(obs)
+        return RunnerState(params, opt_state, statistics, env_state, key, eval_key)
 
     def unroll(runner):
         """Every environment takes `unroll_length` actions of the stochastic policy; returns these `Transition`s too."""
@@ -366,7 +338,8 @@ def make_train(args, env=None, eval_env=None):
     def iterate(runner, _):
         """One unroll, then several epochs of updates, each on another split into minibatches."""
         runner, transitions = unroll(runner)
-        obs, next_obs = (normalize(runner.statistics, obs) for obs in (transitions.obs, transitions.next_obs))
+        normalize = partial(running_statistics.normalize, mean_std=runner.statistics)
+        obs, next_obs = normalize(transitions.obs), normalize(transitions.next_obs)
         value, next_value = (networks.critic.apply(runner.params["critic"], x)[..., 0] for x in (obs, next_obs))
         gamma = args.gamma**args.action_chunk
         advantage = advantages_of(transitions, value, next_value, gamma, args.gae_lambda)
@@ -385,8 +358,8 @@ def make_train(args, env=None, eval_env=None):
         (params, opt_state), metrics = jax.lax.scan(update_epoch, (runner.params, runner.opt_state), keys)
         runner = runner._replace(params=params, opt_state=opt_state, key=key)
         if args.normalize_observations:
-            obs = jax.lax.all_gather(transitions.obs, args.axes, axis=1, tiled=True)
-            runner = runner._replace(statistics=update_statistics(runner.statistics, obs))
+            update_statistics = partial(running_statistics.update, std_min_value=0.01, pmap_axis_name=args.axes)
+            runner = runner._replace(statistics=update_statistics(runner.statistics, transitions.obs))
         return runner, jax.tree.map(jnp.mean, metrics)
 
     def epoch(runner, _):

@@ -30,6 +30,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from brax.training.acme import running_statistics
 from jax.lax import stop_gradient as stop
 from jax.nn import softplus
 
@@ -66,7 +67,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     her_strategy: Literal["future", "final"] = "future"  # that goal: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
 
-    noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    noise_correlation: float = 0.0  # of exploration noise from step to step: near 1 it leads off goals, and back
+    normalize_observations: bool = True  # by mean and deviation of all states and goals so far
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     target_entropy: float = -0.5  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -289,6 +291,7 @@ class RunnerState(NamedTuple):
     params: dict[str, Any]
     target_critics: Any
     opt_state: optax.OptState
+    statistics: running_statistics.RunningStatisticsState  # of states and of the goals that they achieve, so far
     env_state: Any
     buffer: Buffer
     key: jax.Array
@@ -297,7 +300,8 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise samples the policy, 0 takes its mean."""
-    return sample_action(networks.actor.apply(runner.params["actor"], obs), noise)[0]
+    state, goal = running_statistics.normalize(jnp.split(obs, [len(runner.statistics.mean[0])], -1), runner.statistics)
+    return sample_action(networks.actor.apply(runner.params["actor"], state, goal), noise)[0]
 
 
 def make_train(args, env=None, eval_env=None):
@@ -337,8 +341,11 @@ def make_train(args, env=None, eval_env=None):
         key, noise_key = jax.random.split(runner.key)
         noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
-        buffer = buffer_add(runner.buffer, transitions, traj_id)
-        return runner._replace(env_state=env_state, buffer=buffer, key=key)
+        buffer, statistics = buffer_add(runner.buffer, transitions, traj_id), runner.statistics
+        if args.normalize_observations:
+            seen = [transitions.state, env.achieved(transitions.next_state)]
+            statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
+        return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
         key, eval_key, env_key, actor_key, *critic_keys = jax.random.split(key, 6)
@@ -357,7 +364,8 @@ def make_train(args, env=None, eval_env=None):
         transition = Transition(state, action, goal, state, jnp.zeros(()))
         buffer = buffer_init(transition, unrolls * schedule.unroll_length, num_envs)
         target_critics = jax.tree.map(jnp.copy, params["critics"])
-        runner = RunnerState(params, target_critics, optimizer.init(params), env_state, buffer, key, eval_key)
+        opt_state, statistics = optimizer.init(params), running_statistics.init_state([state, goal])
+        runner = RunnerState(params, target_critics, opt_state, statistics, env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
     def update(carry, inputs):
@@ -376,6 +384,9 @@ def make_train(args, env=None, eval_env=None):
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
         get_reward = jax.vmap(jax.vmap(env.get_reward))  # after the action, for the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
+        state, goal = running_statistics.normalize([batches.state, batches.goal], runner.statistics)
+        next_state, _ = running_statistics.normalize([batches.next_state, batches.goal], runner.statistics)
+        batches = batches._replace(state=state, goal=goal, next_state=next_state)
         noise = jax.random.normal(noise_key, (shape[0], 2, shape[1], env.action_size))
         carry = runner.params, runner.target_critics, runner.opt_state
         (params, target_critics, opt_state), _ = jax.lax.scan(update, carry, (batches, rewards, noise))

@@ -33,6 +33,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from brax.training.acme import running_statistics
 
 import envs
 import harness
@@ -72,7 +73,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     smoothing_clip: float = 0.5  # c, where that noise is clipped
     preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
     exploration_noise: float = 0.4  # σ_e, standard deviation of the noise on actions in training
-    noise_correlation: float = 0.0  # of exploration noise between steps of an unroll; near 1 it moves heavy bodies
+    noise_correlation: float = 0.0  # of exploration noise from step to step: near 1 it leads off goals, and back
+    normalize_observations: bool = True  # by mean and deviation of all states and goals so far
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -275,6 +277,7 @@ class RunnerState(NamedTuple):
     params: dict[str, Any]
     target_params: dict[str, Any]
     opt_state: optax.OptState
+    statistics: running_statistics.RunningStatisticsState  # of states and of the goals that they achieve, so far
     env_state: Any
     buffer: Buffer
     key: jax.Array
@@ -283,7 +286,8 @@ class RunnerState(NamedTuple):
 
 def act(networks, runner, obs, noise):
     """Actions for observations (..., observation_size); standard normal noise explores, 0 takes the policy itself."""
-    return noisy_action(networks.actor.apply(runner.params["actor"], obs), networks.exploration_noise * noise)
+    state, goal = running_statistics.normalize(jnp.split(obs, [len(runner.statistics.mean[0])], -1), runner.statistics)
+    return noisy_action(networks.actor.apply(runner.params["actor"], state, goal), networks.exploration_noise * noise)
 
 
 def make_train(args, env=None, eval_env=None):
@@ -323,8 +327,11 @@ def make_train(args, env=None, eval_env=None):
         key, noise_key = jax.random.split(runner.key)
         noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
-        buffer = buffer_add(runner.buffer, transitions, traj_id)
-        return runner._replace(env_state=env_state, buffer=buffer, key=key)
+        buffer, statistics = buffer_add(runner.buffer, transitions, traj_id), runner.statistics
+        if args.normalize_observations:
+            seen = [transitions.state, env.achieved(transitions.next_state)]
+            statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
+        return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
         key, eval_key, env_key, actor_key, *critic_keys = jax.random.split(key, 6)
@@ -343,7 +350,8 @@ def make_train(args, env=None, eval_env=None):
         buffer = buffer_init(transition, unrolls * schedule.unroll_length, num_envs)
         target_params = jax.tree.map(jnp.copy, params)
         opt_state = actor_optimizer.init(params["actor"]), critic_optimizer.init(params["critics"])
-        runner = RunnerState(params, target_params, opt_state, env_state, buffer, key, eval_key)
+        statistics = running_statistics.init_state([state, goal])
+        runner = RunnerState(params, target_params, opt_state, statistics, env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
 
     def update(carry, inputs):
@@ -377,6 +385,9 @@ def make_train(args, env=None, eval_env=None):
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
         get_reward = jax.vmap(jax.vmap(jax.vmap(env.get_reward)))  # after the action, for the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
+        state, goal = running_statistics.normalize([batches.state, batches.goal], runner.statistics)
+        next_state, _ = running_statistics.normalize([batches.next_state, batches.goal], runner.statistics)
+        batches = batches._replace(state=state, goal=goal, next_state=next_state)
         noise = jax.random.normal(noise_key, batches.action.shape)
         carry = runner.params, runner.target_params, runner.opt_state
         (params, target_params, opt_state), _ = jax.lax.scan(update, carry, (batches, rewards, noise))

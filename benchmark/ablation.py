@@ -32,8 +32,9 @@ VARIANTS = (
     {"action_chunk": 3},
     {"action_chunk": 5},
     {"random_goals": 0.5},
-    {"commanded_goals": 0.5},
+    {"commanded_goals": 0.0},
     {"commanded_goals": 1.0},
+    {"normalize_observations": False},
     {"goal_noise": 0.3},
     {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # the ant's, without chunks
     {"target_entropy": -1.0},

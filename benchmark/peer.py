@@ -58,17 +58,19 @@ SETTINGS = {  # script, flags, iterations an epoch
     "crl": ("crl_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=16, unroll_length=50, learning_starts=1000,
         activation="swish", contrastive_loss="fwd_infonce", target_entropy=-0.5,
-        actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4,
+        actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4, commanded_goals=0.0, normalize_observations=False,
     ), 25),
     # Hindsight for all of a batch, `final`. The peer updates once for each 12.8 steps, we for each 12.
     "sac": ("sac_her_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=12, unroll_length=51,
         her_ratio=1.0, her_strategy="final", gamma=0.9, actor_lr=1e-4, critic_lr=1e-4, alpha_lr=3e-4,
+        normalize_observations=False,
     ), 25),
     "td3": ("td3_her_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=12, unroll_length=51,
         her_ratio=1.0, her_strategy="final", gamma=0.9, actor_lr=3e-4, critic_lr=3e-4,
         policy_delay=2, smoothing_noise=0.2, smoothing_clip=0.5, exploration_noise=0.4, preactivation_penalty=0,
+        normalize_observations=False,
     ), 25),
     # 5,120 steps, 16 minibatches of 320, twice. These are the sizes of the value function; see `small_policy`.
     "ppo": ("ppo_jax", dict(

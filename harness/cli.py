@@ -211,7 +211,9 @@ def _parse_resumption(default: T, directory: str, anew: bool) -> T:
     given = _parse_over(run, directory, _OF_RESUME)
     before, now = (getattr(flags, "total_timesteps", 0) for flags in (run, given))
     check(anew or now >= before, f"--total-timesteps {now}: the run has {before}, and it can only be more")
-    annealed = "--total-timesteps: with --anneal-lr the learning rates have come to 0 at the run's end"
+    annealed = (
+        "--total-timesteps: --anneal-lr takes the learning rates to 0 at the run's end; without it a run can go on"
+    )
     check(anew or now == before or not getattr(run, "anneal_lr", False), annealed)
     _check_devices(given)
     return given if anew else dataclasses.replace(given, resume=directory, run_dir=None)

@@ -46,11 +46,11 @@ def _of_one_device(init: Callable, train: Callable) -> tuple[Callable, Callable]
     """`init` and `train` of a device whose part of the axis of devices has size 1."""
 
     def init_part(key):
-        return jax.tree.map(lambda x: x[None], init(key[0]))
+        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), init(key[0]))
 
     def train_part(runner, num_epochs):
         runner, metrics = train(jax.tree.map(lambda x: x[0], runner), num_epochs)
-        return jax.tree.map(lambda x: x[None], runner), metrics
+        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), runner), metrics
 
     return init_part, train_part
 

@@ -55,7 +55,6 @@ CORE = {
     },
     "ppo_jax": {
         "action_distribution log_prob_of sample_u": "tests/ppo/test_ppo.py -k 'log_probability or test_losses'",
-        "update_statistics normalize": "tests/ppo/test_ppo.py -k 'statistics or normalized_observations'",
         "advantages_of": "tests/ppo/test_ppo.py -k advantages",
         "actor_loss critic_loss total_loss": "tests/ppo/test_ppo.py -k test_losses",
         "unroll iterate": "tests/envs/test_evaluate.py -k 'what_follows or ppo_jax and another_task'",

@@ -125,21 +125,6 @@ def test_goals_of_the_actor(random, commanded):
     np.testing.assert_array_equal(actor_goals(own, other, random, commanded), expected)
 
 
-def test_psi_is_applied_once_where_the_actor_practises_its_own_goals():
-    """XLA sees that both losses have the same goals: surely if they are one array, in large loops only then."""
-    args, networks, *inputs = make_problem()
-    own = jnp.zeros((BATCH, 3))
-    assert actor_goals(own, own + 1, 0.0, 0.0) is own
-
-    def flops(share):
-        own = dataclasses.replace(args, random_goals=0.0, commanded_goals=share)
-        gradient = jax.jit(jax.grad(functools.partial(total_loss, networks=networks, args=own), has_aux=True))
-        return gradient.lower(*inputs).compile().cost_analysis()["flops"]
-
-    products = 2 * BATCH * (3 * 16 + 16 * 16 + 16 * REPR)  # of one application of ψ
-    assert flops(0.5) - flops(0.0) > products
-
-
 @functools.cache
 def make_problem(**flags):
     args = Args(width=16, repr_dim=REPR, batch_size=BATCH, random_goals=0.25, commanded_goals=0.4, **flags)

@@ -125,12 +125,12 @@ def test_other_errors_keep_their_traceback(tmp_path):
 def test_flags_with_a_truth_value(parse):
     """As sweeps write them, and as tyro does."""
     for line, expected in (
-        ("--anneal-lr", True), ("--anneal-lr True", True), ("--anneal-lr=True", True), ("--anneal-lr=False", False),
-        ("--anneal-lr False", False), ("--no-anneal-lr", False), ("--anneal-lr False --anneal-lr", True),
-        ("--anneal_lr true", True), ("--anneal_lr=false", False), ("--anneal-lr --anneal-lr FALSE", False),
+        ("--layer-norm", True), ("--layer-norm True", True), ("--layer-norm=True", True), ("--layer-norm=False", False),
+        ("--layer-norm False", False), ("--no-layer-norm", False), ("--layer-norm False --layer-norm", True),
+        ("--layer_norm true", True), ("--layer_norm=false", False), ("--layer-norm --layer-norm FALSE", False),
     ):  # fmt: skip
-        assert parse(f"--layer-norm True {line} --width 8") == parse("--layer-norm --width 8").__class__(
-            layer_norm=True, anneal_lr=expected, width=8
+        assert parse(f"--normalize-observations False {line} --width 8") == crl_jax.Args(
+            normalize_observations=False, layer_norm=expected, width=8
         )
     assert parse("--exp-name True").exp_name == "True"
 
@@ -205,15 +205,15 @@ def test_a_kind_of_task_has_defaults(monkeypatch, capsys):
 
     def parse(line):
         monkeypatch.setattr(sys, "argv", ["crl_jax.py", *shlex.split(line)])
-        kinds = {"ant*": dict(action_chunk=3, anneal_lr=True), "ant*maze*": dict(action_chunk=5)}
+        kinds = {"ant*": dict(action_chunk=3, layer_norm=True), "ant*maze*": dict(action_chunk=5)}
         args = harness.parse_args(crl_jax.Args, kinds)
-        return (args.action_chunk, args.anneal_lr), capsys.readouterr().out
+        return (args.action_chunk, args.layer_norm), capsys.readouterr().out
 
-    assert parse("--env-id ant_ball") == ((3, True), "for ant*: --action-chunk 3 --anneal-lr\n")
-    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant*: --anneal-lr\n")
-    assert parse("--action-chunk 1 --no-anneal-lr --env-id ant") == ((1, False), "")
+    assert parse("--env-id ant_ball") == ((3, True), "for ant*: --action-chunk 3 --layer-norm\n")
+    assert parse("--action-chunk 2 --env-id ant") == ((2, True), "for ant*: --layer-norm\n")
+    assert parse("--action-chunk 1 --no-layer-norm --env-id ant") == ((1, False), "")
     assert parse("--env-id reacher") == ((1, False), "")
-    of_mazes = "for ant*, ant*maze*: --action-chunk 5 --anneal-lr\n"  # of two patterns that fit the later wins
+    of_mazes = "for ant*, ant*maze*: --action-chunk 5 --layer-norm\n"  # of two patterns that fit the later wins
     assert parse("--env-id ant_u_maze") == ((5, True), of_mazes)
     for task, flags in crl_jax.OF_TASKS.items():
         assert fnmatch.filter(envs.ENV_IDS, task)
@@ -282,7 +282,7 @@ def test_compilation_cache(parse, monkeypatch):
 
 
 def test_resume_takes_the_flags_of_the_run(parse):
-    store("runs/one", seed=3, width=8, total_timesteps=1000)
+    store("runs/one", seed=3, width=8, total_timesteps=1000, anneal_lr=False)
     args = parse("--resume runs/one --capture-video --total-timesteps 2000")
     assert (args.seed, args.width, args.backend, args.resume) == (3, 8, "mujoco", "runs/one")
     assert args.capture_video and args.total_timesteps == 2000
@@ -301,7 +301,7 @@ def test_resume_takes_the_flags_of_the_run(parse):
 def test_a_run_with_falling_learning_rates_cannot_become_longer(parse):
     store("runs/one", anneal_lr=True, total_timesteps=1000)
     assert parse("--resume runs/one --total-timesteps 1000").anneal_lr
-    with pytest.raises(envs.UsageError, match="--total-timesteps: with --anneal-lr the learning rates have come to 0"):
+    with pytest.raises(envs.UsageError, match="--anneal-lr takes the learning rates to 0 at the run's end; without it"):
         parse("--resume runs/one --total-timesteps 2000")
 
 

@@ -1,4 +1,4 @@
-"""PPO: advantages, statistics and losses against float64 numpy, and training."""
+"""PPO: advantages and losses against float64 numpy, and training."""
 
 import dataclasses
 import itertools
@@ -22,17 +22,14 @@ from ppo_jax import (
     Layer,
     Minibatch,
     Networks,
-    Statistics,
     Transition,
     action_distribution,
     advantages_of,
     log_prob_of,
     make_schedule,
     make_train,
-    normalize,
     sample_u,
     total_loss,
-    update_statistics,
 )
 
 TINY = Args(
@@ -87,20 +84,6 @@ def test_advantages_of_any_size(data, gamma, gae_lambda, seed):
         np.testing.assert_allclose(got[:, env], numpy_advantages(*columns, gamma, gae_lambda), rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.floats(-50, 50), st.floats(0.01, 20))
-def test_statistics_are_those_of_all_data_seen(sizes, offset, scale):
-    rng = np.random.default_rng(0)
-    batches = [rng.normal(offset, scale, (size, 2, 3)).astype(np.float32) for size in sizes]
-    statistics = Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
-    for batch in batches:
-        statistics = update_statistics(statistics, jnp.array(batch))
-    data = np.concatenate(batches).reshape(-1, 3).astype(np.float64)
-    assert statistics.count == len(data)
-    np.testing.assert_allclose(statistics.mean, data.mean(0), rtol=1e-3, atol=1e-3 * scale)
-    np.testing.assert_allclose(statistics.variance, data.var(0), rtol=1e-2, atol=1e-4)
-
-
 def test_log_probability_and_entropy():
     actor_out = jnp.array([[0.3, -0.4], [1.5, 0.8]])  # one action dimension: mean and raw log-std
     for row in actor_out:
@@ -120,16 +103,6 @@ def numpy_mlp(params, x):
         dense = params["params"][f"Layer_{i}"]["Dense_0"]
         x = np.maximum(x @ np.float64(dense["kernel"]) + np.float64(dense["bias"]), 0)
     return x @ np.float64(params["params"]["Dense_0"]["kernel"]) + np.float64(params["params"]["Dense_0"]["bias"])
-
-
-def test_normalized_observations_have_mean_0_and_variance_1():
-    data = np.random.default_rng(0).normal([5, -3], [0.1, 20], (1000, 2))
-    obs = normalize(Statistics(jnp.zeros(()), jnp.float32(data.mean(0)), jnp.float32(data.var(0))), jnp.float32(data))
-    np.testing.assert_allclose(obs.mean(0), 0, atol=1e-3)
-    np.testing.assert_allclose(obs.var(0), 1, rtol=1e-3)
-    far = normalize(Statistics(jnp.zeros(()), jnp.zeros(2), jnp.ones(2)), jnp.array([1e3, -1e3]))
-    np.testing.assert_array_equal(far, [10, -10])
-    np.testing.assert_array_equal(normalize(None, far), far)
 
 
 def mlp(args, out_dim):
@@ -186,7 +159,7 @@ def test_contract_and_determinism():
     jax.tree.map(np.testing.assert_array_equal, runner.params, again.params)
     assert all(np.isfinite(value).all() and value.shape == (4,) for value in metrics.values())
     schedule = make_schedule(TINY)
-    assert runner.statistics.count == schedule.num_epochs * schedule.iterations_per_epoch * 16 >= 160
+    assert runner.statistics.count.lo == schedule.num_epochs * schedule.iterations_per_epoch * 16 >= 160
 
 
 def test_every_step_is_accounted_for():

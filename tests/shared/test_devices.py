@@ -15,11 +15,12 @@ import envs
 from harness.devices import runner_of, spread
 
 COLLECTIVES = {
-    # φ and ψ are gathered in an update and, for the metrics, once an iteration.
-    "crl_jax": {"all-reduce": 1, "all-gather": 4, "reduce-scatter": 2},
-    "sac_her_jax": {"all-reduce": 1},
-    "td3_her_jax": {"all-reduce": 2},  # the critics' and the actor's
-    "ppo_jax": {"all-reduce": 1, "all-gather": 2},  # advantages and, once an unroll, observations
+    # φ and ψ are gathered in an update and, for the metrics, once an iteration. Statistics of what was seen are reduced
+    # once an unroll.
+    "crl_jax": {"all-reduce": 1 + 3, "all-gather": 4, "reduce-scatter": 2},
+    "sac_her_jax": {"all-reduce": 1 + 3},
+    "td3_her_jax": {"all-reduce": 2 + 3},  # the critics' and the actor's
+    "ppo_jax": {"all-reduce": 1 + 2, "all-gather": 1},  # of advantages
 }
 
 
@@ -34,11 +35,13 @@ def test_devices_that_share_a_training_learn(script):
     runner, metrics = program(runner)
     assert metrics["eval/time_near_goal"].shape == (1,)
     assert metrics["eval/time_near_goal"][0] > 0.5
-    jax.tree.map(lambda x: np.testing.assert_array_equal(x[0], x[1]), runner.params)
+    shared = runner.params, runner.statistics
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x[0], x[1]), shared)
     assert np.all(np.any(runner.env_state.obs[0] != runner.env_state.obs[1], axis=-1))
     policy = partial(module.act, module.make_networks(args, env), runner_of(args, runner, 0))
     assert envs.evaluate(env, policy, jax.random.key(0), 64, 30)["eval/time_near_goal"] > 0.5
-    # In its loops nothing travels but the gradients of an update, all at once, and what a loss needs of all devices.
+    # In its loops nothing travels but the gradients of an update, all at once, what a loss needs of all devices, and
+    # statistics.
     loops = [block for block in program.as_text().split("\n\n") if not block.startswith("ENTRY")]
     calls = Counter(re.findall(r" (all-\w+|reduce-scatter|collective-\w+)\(", "\n".join(loops)))
     assert calls == COLLECTIVES[script]

@@ -11,6 +11,7 @@ import jax.export
 import mujoco
 import numpy as np
 import pytest
+from brax.training.acme import running_statistics
 from helpers import LEARNS, SCRIPTS, Line, Plane, load, make_args
 
 import envs
@@ -120,6 +121,63 @@ def test_an_episode_goes_on_with_neighbours_goals(script):
     assert np.any(data.action[5:] != steady.action[5:], axis=-1).all()
 
 
+class Magnified(Plane):
+    """The plane in another unit of length."""
+
+    def __init__(self, unit):
+        self.unit, self.goal_reach_thresh, self.dense_reward = unit, unit * Plane.goal_reach_thresh, False
+
+    def get_state(self, physics, control):
+        return self.unit * physics["x"]
+
+    def get_goal(self, physics):
+        return self.unit * physics["goal"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_units_do_not_matter_where_observations_are_normalized(script):
+    """To the bit, for powers of 2, once the statistics are in this unit too."""
+    others = {"commanded_goals": 0.5, "goal_noise": 0.3} if script == "crl_jax" else {}
+    args = make_args(script, num_envs=16, unroll_length=12, total_timesteps=600, buffer_size=60, **others)
+    seen = np.random.default_rng(0).uniform(-1, 1, (2, 100, 2)).astype(np.float32)
+
+    def learn(unit, args):
+        init, train = load(script).make_train(args, Magnified(unit))
+        runner = init(jax.random.key(0))
+        obs = unit * np.concatenate(seen, axis=-1) if script == "ppo_jax" else list(unit * seen)
+        statistics = running_statistics.update(runner.statistics, obs)
+        if args.normalize_observations:
+            runner = runner._replace(statistics=statistics)
+        return train(runner, 1)[0]
+
+    small, large = (jax.jit(partial(learn, unit, args))() for unit in (1, 8))
+    jax.tree.map(np.testing.assert_array_equal, small.params, large.params)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(8 * x, y), small.statistics.std, large.statistics.std)
+    assert np.all(jax.tree.leaves(small.statistics.mean)[0][:2] != seen[0].mean(0))  # they follow what is seen
+    as_they_are = dataclasses.replace(args, normalize_observations=False)
+    small, large = (jax.jit(partial(learn, unit, as_they_are))() for unit in (1, 8))
+    small_bias, large_bias = (runner.params["actor"]["params"]["Dense_0"]["bias"] for runner in (small, large))
+    assert np.any(small_bias != large_bias)
+    assert all(np.all(x == 1) for x in jax.tree.leaves(large.statistics.std))
+    assert not any(np.any(x) for x in jax.tree.leaves(large.statistics.mean))
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:3])
+def test_statistics_are_of_all_that_was_seen(script):
+    """States, and goals that these achieve; a coordinate that hardly moves is not blown up."""
+    args = make_args(script, num_envs=16, unroll_length=12, learning_starts=48, buffer_size=60)
+    env = Plane()
+    runner = jax.jit(load(script).make_train(args, env)[0])(jax.random.key(0))
+    data = jax.tree.map(lambda x: np.float64(x[: runner.buffer.num_steps]), runner.buffer.data)
+    assert len(data.state) == 36
+    achieved = data.next_goal if script == "crl_jax" else env.achieved(data.next_state)
+    for i, x in enumerate((data.state, achieved)):
+        np.testing.assert_allclose(runner.statistics.mean[i], x.mean((0, 1)), rtol=1e-4)
+        np.testing.assert_allclose(runner.statistics.std[i], x.std((0, 1)), rtol=1e-4)
+    still = jax.jit(load(script).make_train(args, Magnified(2**-10))[0])(jax.random.key(0)).statistics
+    assert all(np.all(x == np.float32(0.01)) for x in still.std)
+
+
 def test_an_ant_in_a_maze_trains_on_springs():
     """Which is what it takes on a CPU, where the test above takes MuJoCo."""
     crl_jax = load("crl_jax")
@@ -172,7 +230,7 @@ CHANGES_OF_ALL = dict(
 )  # fmt: skip
 CHANGES_OFF_POLICY = dict(
     env_steps_per_update=4, batch_size=17, buffer_size=12, learning_starts=4, actor_lr=1e-2, critic_lr=1e-2,
-    noise_correlation=0.5, goal_steps=2,
+    noise_correlation=0.5, goal_steps=2, normalize_observations=False,
 )  # fmt: skip
 
 
@@ -186,7 +244,7 @@ def test_every_flag_changes_the_program(script):
     assert changes.keys() | of_main == names
     base = make_args(
         script, env_id="simple_u_maze", total_timesteps=160, num_envs=4, learning_starts=12, buffer_size=32,
-        episode_length=10, num_evals=4, num_eval_envs=3, batch_size=16, update_epochs=2,
+        episode_length=10, num_evals=4, num_eval_envs=3, batch_size=16, update_epochs=2, anneal_lr=False,
     )  # fmt: skip
 
     def program(args, env):
@@ -285,12 +343,14 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
             texts = {
                 text[: text.index("        def step")] + text[text.index("        key, noise_key") :] for text in texts
             }
+            achieved = "env.achieved(transitions.next_state)", "transitions.next_goal"
+            texts = {text.replace(*achieved) for text in texts}
         assert len(texts) == 1, name
 
 
 def test_flags_of_one_name_have_one_meaning():
     """The same default, but where the algorithms want another."""
-    differ = {"exp_name", "gamma", "eval_noise", "target_entropy"}
+    differ = {"exp_name", "gamma", "eval_noise", "target_entropy", "anneal_lr"}
     fields = [{f.name: f for f in dataclasses.fields(load(script).Args)} for script in SCRIPTS]
     for one, other in itertools.combinations(fields, 2):
         for name in (one.keys() & other.keys()) - differ:

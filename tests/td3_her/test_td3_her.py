@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brax.training.acme import running_statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,7 +171,8 @@ def test_actor_loss(example):
 def test_without_noise_the_policy_is_the_actor_s_tanh(example):
     """And with noise it is as much off it as `exploration_noise` says, but never out of range."""
     params, _, batch, _, noise, networks = example
-    runner = RunnerState(params, None, None, None, None, None, None)
+    statistics = running_statistics.init_state([batch.state[0], batch.goal[0]])
+    runner = RunnerState(params, None, None, statistics, None, None, None, None)
     obs = np.concatenate([batch.state, batch.goal], axis=-1)
     policy = np.tanh(forward(params["actor"], batch.state, batch.goal)[0])
     np.testing.assert_allclose(act(networks, runner, obs, np.zeros((5, 2))), policy, rtol=1e-5)
@@ -181,7 +183,8 @@ def test_without_noise_the_policy_is_the_actor_s_tanh(example):
 
 @pytest.mark.parametrize("exploration_noise", [0.0, 0.2])
 def test_training_explores_with_this_much_noise(exploration_noise):
-    args = dataclasses.replace(TINY, exploration_noise=exploration_noise, num_envs=64, learning_starts=36)
+    flags = dict(num_envs=64, learning_starts=36, normalize_observations=False)
+    args = dataclasses.replace(TINY, exploration_noise=exploration_noise, **flags)
     init, _ = make_train(args)
     runner = jax.jit(init)(jax.random.key(0))
     data = jax.tree.map(lambda x: np.array(x[: runner.buffer.num_steps]), runner.buffer.data)
@@ -213,6 +216,12 @@ def test_an_iteration_s_updates(policy_delay):
     batches = sample_transitions(after.buffer, batch_key, shape, 0.5, "future", env.achieved)
     rewards = np.linalg.norm(env.achieved(batches.next_state) - batches.goal, axis=-1) < env.goal_reach_thresh
     assert 0.1 < rewards.mean() < 0.9
+    (state_mean, goal_mean), (state_std, goal_std) = after.statistics.mean, after.statistics.std
+    batches = batches._replace(
+        state=(batches.state - state_mean) / state_std,
+        goal=(batches.goal - goal_mean) / goal_std,
+        next_state=(batches.next_state - state_mean) / state_std,
+    )
     noise = jax.random.normal(noise_key, (*shape, 2))
     batches = jax.tree.map(np.array, batches)
     params, target_params, losses = update_by_hand(
