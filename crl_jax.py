@@ -5,11 +5,10 @@ Take a state and an action of a past trajectory and, as a goal, a place near whe
     (s_t, a_t),   g = state_{t+k}[goal_indices] + σn,   P(k) ∝ γ^k,  1 ≤ k ≤ steps recorded from t on,   n ~ N(0, I)
 
 where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
-(s, a) and g into vectors; states and goals enter them, and the policy, less their mean and over their deviation. A
-critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus the vectors' distance, learns to tell which goal of a batch
-belongs to which state and action. Each row of logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right
-answer is column i, and each column j one whose right answer is row j; what belongs to other pairs serves as negatives.
-With the symmetric InfoNCE loss
+(s, a) and g into vectors, with s and g normalised as for the policy. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by
+default minus their distance, learns to tell which goal of a batch belongs to which state and action. Each row of
+logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i, each column j one whose
+right answer is row j; what belongs to other pairs serves as negatives. With the symmetric InfoNCE loss
 
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )
@@ -65,7 +64,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     batch_size: int = 256  # (state, action, goal) rows of an update; each has batch_size - 1 negatives
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
     learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
-    gamma: float = 0.99  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
+    gamma: float = 0.95  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
     energy: Literal["norm", "l2", "dot"] = "norm"  # similarity of two representations
     contrastive_loss: Literal["fwd_infonce", "bwd_infonce", "sym_infonce", "binary_nce"] = "sym_infonce"  # critic's
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
@@ -100,15 +99,13 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
 
 OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; of two that fit the later wins
-    "ant*": dict(action_chunk=3, gamma=0.95, noise_correlation=0.9, goal_steps=250, target_entropy=-2.0,
-                 total_timesteps=2_500_000),
+    "ant*": dict(action_chunk=3, noise_correlation=0.9, goal_steps=250, target_entropy=-2.0, total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97, target_entropy=-1.0),
-    "arm_[bp]*": dict(gamma=0.95, best_of=4, noise_correlation=0.9, goal_noise=0.3, layer_norm=True,
-                      total_timesteps=1_500_000),
+    "arm_[bp]*": dict(best_of=4, noise_correlation=0.9, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, gamma=0.9, target_entropy=-0.5),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
     "pusher_[eh]*": dict(best_of=4, random_goals=0.5, goal_noise=0.3, total_timesteps=4_000_000),
-    "simple*": dict(num_envs=64, gamma=0.95, noise_correlation=0.9, goal_steps=125, target_entropy=-0.5),
+    "simple*": dict(num_envs=64, noise_correlation=0.9, goal_steps=125, target_entropy=-0.5),
 }  # fmt: skip
 
 
@@ -284,18 +281,13 @@ def alpha_loss(params, entropy, target_entropy):
     return jnp.exp(params["log_alpha"]) * stop(entropy - target_entropy)
 
 
-def actor_goals(own, commanded, random_share, commanded_share):
-    """Goals g' that the actor practises, (batch, goal_dim): a row's own, but for the two shares of the batch."""
-    row = jnp.arange(len(own))[:, None]
-    goals = jnp.where(row < random_share * len(own), jnp.roll(own, -1, axis=0), own)  # the next row's is a random one
-    return jnp.where(row >= (1 - commanded_share) * len(own), commanded, goals)
-
-
 def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
     state, action, goal, commanded = batch
     critic, metrics = critic_loss(params, state, action, goal, networks, args)
-    actor_goal = actor_goals(goal, commanded, args.random_goals, args.commanded_goals)
+    row = jnp.arange(len(goal))[:, None]
+    actor_goal = jnp.where(row < args.random_goals * len(goal), jnp.roll(goal, -1, axis=0), goal)  # the next row's
+    actor_goal = jnp.where(row >= (1 - args.commanded_goals) * len(goal), commanded, actor_goal)
     actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
     alpha = alpha_loss(params, entropy, args.target_entropy * action.shape[-1])
     metrics |= {"actor": actor, "alpha_loss": alpha, "alpha": jnp.exp(params["log_alpha"]), "entropy": entropy}

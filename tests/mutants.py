@@ -30,9 +30,10 @@ CORE = {
     "crl_jax": {
         "sample_action": "tests/crl/test_losses.py -k 'density or saturates or log_std'",
         "buffer_add sample_pairs": "tests/crl/test_buffer.py",
-        "actor_goals": "tests/crl/test_losses.py -k goals_of_the_actor",
         "energy contrastive_loss": "tests/crl/test_losses.py -k 'energies or contrastive_losses'",
-        "critic_loss actor_loss alpha_loss total_loss": "tests/crl/test_losses.py -k 'total_loss or each_loss'",
+        "critic_loss actor_loss alpha_loss total_loss": (
+            "tests/crl/test_losses.py -k 'total_loss or each_loss or goals_of'"
+        ),
         "make_schedule": "tests/crl/test_training.py -k 'accounted or rounded_up'",
     },
     "sac_her_jax": {

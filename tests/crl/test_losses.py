@@ -13,9 +13,9 @@ import scipy.integrate
 import scipy.stats
 from helpers import choices, draw, numpy_dense, numpy_log_prob, numpy_mlp, numpy_policy
 
+import crl_jax
 from crl_jax import (
     Args,
-    actor_goals,
     actor_loss,
     alpha_loss,
     contrastive_loss,
@@ -119,10 +119,18 @@ def test_contrastive_losses(name):
 @pytest.mark.parametrize(
     ("random", "commanded"), [(0, 0), (1, 0), (0, 1), (0.3, 0), (0, 0.3), (0.5, 0.5), (0.2, 0.1), (0.25, 0.1)]
 )
-def test_goals_of_the_actor(random, commanded):
-    own, other = draw(10, 2, seed=1), draw(10, 2, seed=2)
-    expected = numpy_goals(own, other, random, commanded)
-    np.testing.assert_array_equal(actor_goals(own, other, random, commanded), expected)
+def test_goals_of_the_actor(random, commanded, monkeypatch):
+    def actor_loss(params, state, goal, *others):
+        practised.append(goal)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(crl_jax, "actor_loss", actor_loss)
+    args, networks, params, *_ = make_problem()
+    own, other, practised = draw(10, 3, seed=1), draw(10, 3, seed=2), []
+    shares = dict(random_goals=random, commanded_goals=commanded)
+    batch = draw(10, 6, seed=3), draw(10, 2, seed=4), own, other
+    total_loss(params, batch, None, networks, dataclasses.replace(args, **shares))
+    np.testing.assert_array_equal(practised[0], numpy_goals(own, other, random, commanded))
 
 
 @functools.cache

@@ -291,7 +291,7 @@ def test_resume_takes_the_flags_of_the_run(parse):
     assert parse("--resume runs/one --width 8").width == 8
     for line, message in (
         ("--width 256", "--width 256: the run in runs/one has 8, and that stays"),
-        ("--gamma 0.9", "--gamma 0.9: the run in runs/one has 0.99, and that stays"),
+        ("--gamma 0.9", "--gamma 0.9: the run in runs/one has 0.95, and that stays"),
         ("--seed 1", "--seed 1: the run in runs/one has 3, and that stays"),
     ):
         with pytest.raises(envs.UsageError, match=message):
