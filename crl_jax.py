@@ -99,6 +99,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
 
 
 OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; of two that fit the later wins
+    "*reach*": dict(gamma=0.99, commanded_goals=0.0),
     "ant*": dict(action_chunk=3, noise_correlation=0.9, goal_steps=250, target_entropy=-2.0, total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97, target_entropy=-1.0),
     "arm_[bp]*": dict(best_of=4, noise_correlation=0.9, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
@@ -415,9 +416,8 @@ def make_train(args, env=None, eval_env=None):
         best = jnp.argmax(jnp.square(now.next_goal - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
         now, future = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, future))
         goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)
-        raw = [now.state, jnp.stack([goal, now.goal])]
-        state, (goal, commanded) = running_statistics.normalize(raw, runner.statistics)
-        inputs = (state, now.action, goal, commanded), jax.random.normal(noise_key, now.action.shape)
+        state, goals = running_statistics.normalize([now.state, jnp.stack([goal, now.goal])], runner.statistics)
+        inputs = (state, now.action, *goals), jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), inputs)
         _, metrics = total_loss(params, *jax.tree.map(lambda x: x[-1], inputs), networks, args)  # of one batch: enough
         return runner._replace(params=params, opt_state=opt_state, key=key), metrics
