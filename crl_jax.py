@@ -33,12 +33,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from brax.training.acme import running_statistics
 from jax.lax import stop_gradient as stop
 from jax.nn import logsumexp, softplus
 
 import envs
 import harness
+from envs import running_statistics
 
 
 @dataclass(frozen=True)

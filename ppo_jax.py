@@ -34,11 +34,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from brax.training.acme import running_statistics
 from jax.nn import softplus
 
 import envs
 import harness
+from envs import running_statistics
 
 
 @dataclass(frozen=True)

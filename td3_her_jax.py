@@ -33,10 +33,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from brax.training.acme import running_statistics
 
 import envs
 import harness
+from envs import running_statistics
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import mujoco
 
 with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which only `--backend warp` needs
     import mujoco.mjx  # noqa: F401
+from brax.training.acme import running_statistics  # for the scripts: imported sooner, it would choose for MuJoCo
 
 from envs.base import GoalEnv, UsageError
 from envs.evaluate import evaluate
@@ -31,5 +32,5 @@ ENV_IDS = tuple(TASKS)
 
 __all__ = [
     "ENV_IDS", "GoalEnv", "UsageError", "action_noise", "chunk", "evaluate", "make", "make_eval",
-    "pursued_goals", "train_metrics", "wrap",
+    "pursued_goals", "running_statistics", "train_metrics", "wrap",
 ]  # fmt: skip

@@ -4,18 +4,21 @@ import dataclasses
 import inspect
 import itertools
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.export
 import mujoco
 import numpy as np
 import pytest
-from brax.training.acme import running_statistics
 from helpers import LEARNS, SCRIPTS, Line, Plane, load, make_args
 
 import envs
 import harness
+from envs import running_statistics
 
 PHYSICS = (  # one id of each model; those of the others differ in where things are
     "reacher", "cheetah", "pusher_easy", "pusher_reacher", "pusher2", "ant", "ant_u_maze", "ant_ball",
@@ -102,6 +105,15 @@ def test_every_script_trains_with_chunks_of_actions(script):
     for _ in range(2 * iterations - 1):  # an unroll and its updates split the key once each
         spent.append(jax.random.split(spent[-1])[0])
     assert runner.key not in spent and runner.eval_key != before.eval_key
+
+
+def test_envs_is_imported_before_mujoco():
+    """Which chooses how it draws when it is imported; envs has it draw without a display."""
+    one = "try: import {}\nexcept ImportError: print('mujoco' in sys.modules)\n"
+    code = "import sys; sys.modules['envs'] = None\n" + "".join(map(one.format, SCRIPTS))
+    root = Path(__file__).parents[2]
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root).stdout
+    assert out.split() == ["False"] * len(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:3])

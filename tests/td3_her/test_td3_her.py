@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brax.training.acme import running_statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
 import envs
+from envs import running_statistics
 from td3_her_jax import (
     Args,
     RunnerState,
