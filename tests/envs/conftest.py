@@ -2,6 +2,8 @@
 
 import pytest
 
+import envs  # noqa: F401, before a test imports MuJoCo, which chooses then how it draws
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
