@@ -40,8 +40,8 @@ CORE = {
         "sample_transitions": "tests/sac_her/test_sac_her.py -k 'share or goals_are or a_goal'",
         "q_values critic_loss actor_loss alpha_loss total_loss": "tests/sac_her/test_sac_her.py -k test_losses",
         "unroll iterate": (
-            "tests/sac_her/test_sac_her.py tests/envs/test_evaluate.py"
-            " -k 'that_move or sac_her_jax and (remembers or acts_by or another_task)'"
+            "tests/sac_her/test_sac_her.py tests/envs/test_evaluate.py tests/shared/test_scripts.py"
+            " -k 'that_move or sac_her_jax and (remembers or acts_by or another_task or units or statistics)'"
         ),
     },
     "td3_her_jax": {
@@ -49,8 +49,8 @@ CORE = {
             "tests/td3_her/test_td3_her.py -k 'loss or target_actions or without_noise'"
         ),
         "unroll update iterate": (
-            "tests/td3_her/test_td3_her.py tests/envs/test_evaluate.py"
-            " -k 'explores or updates[3] or td3_her_jax and remembers'"
+            "tests/td3_her/test_td3_her.py tests/envs/test_evaluate.py tests/shared/test_scripts.py"
+            " -k 'explores or updates[3] or td3_her_jax and (remembers or units or statistics)'"
         ),
         "make_schedule": "tests/td3_her/test_td3_her.py -k 'accounted or whole_actor_updates'",
     },
@@ -58,7 +58,10 @@ CORE = {
         "action_distribution log_prob_of sample_u": "tests/ppo/test_ppo.py -k 'log_probability or test_losses'",
         "advantages_of": "tests/ppo/test_ppo.py -k advantages",
         "actor_loss critic_loss total_loss": "tests/ppo/test_ppo.py -k test_losses",
-        "unroll iterate": "tests/envs/test_evaluate.py -k 'what_follows or ppo_jax and another_task'",
+        "unroll iterate": (
+            "tests/envs/test_evaluate.py tests/shared/test_scripts.py"
+            " -k 'what_follows or ppo_jax and (another_task or units)'"
+        ),
         "make_schedule": "tests/ppo/test_ppo.py -k 'accounted or whole_minibatches'",
     },
     "envs.wrappers": {
