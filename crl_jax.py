@@ -210,8 +210,7 @@ def sample_pairs(buffer, key, batch_shape, gamma):
 
     The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
     the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
-    Costs O(1) a pair: a uniform u is put into the inverse of the distribution function F(k) = (1 - γ^k) / (1 - γ^n),
-    which is k = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
+    Costs O(1) a pair: u is uniform, F(k) = (1 - γ^k) / (1 - γ^n), and k = F⁻¹(u) = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key = jax.random.split(key, 3)
@@ -286,9 +285,10 @@ def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
     state, action, goal, commanded = batch
     critic, metrics = critic_loss(params, state, action, goal, networks, args)
-    row = jnp.arange(len(goal))[:, None]
-    actor_goal = jnp.where(row < args.random_goals * len(goal), jnp.roll(goal, -1, axis=0), goal)  # the next row's
-    actor_goal = jnp.where(row >= (1 - args.commanded_goals) * len(goal), commanded, actor_goal)
+    actor_goal, row = goal, jnp.arange(len(goal))[:, None]  # the very array where it can be: XLA computes ψ(g) once
+    if any(isinstance(share, jax.Array) or share for share in (args.random_goals, args.commanded_goals)):  # or traced
+        actor_goal = jnp.where(row < args.random_goals * len(goal), jnp.roll(goal, -1, axis=0), goal)  # the next row's
+        actor_goal = jnp.where(row >= (1 - args.commanded_goals) * len(goal), commanded, actor_goal)
     actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
     alpha = alpha_loss(params, entropy, args.target_entropy * action.shape[-1])
     metrics |= {"actor": actor, "alpha_loss": alpha, "alpha": jnp.exp(params["log_alpha"]), "entropy": entropy}

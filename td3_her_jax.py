@@ -385,8 +385,8 @@ def make_train(args, env=None, eval_env=None):
         batches = sample_transitions(runner.buffer, batch_key, shape, args.her_ratio, args.her_strategy, env.achieved)
         get_reward = jax.vmap(jax.vmap(jax.vmap(env.get_reward)))  # after the action, for the goal it has now
         rewards = get_reward(batches.state, batches.action, batches.next_state, batches.goal)
-        state, goal = running_statistics.normalize([batches.state, batches.goal], runner.statistics)
-        next_state, _ = running_statistics.normalize([batches.next_state, batches.goal], runner.statistics)
+        raw = [jnp.stack([batches.state, batches.next_state]), batches.goal]
+        (state, next_state), goal = running_statistics.normalize(raw, runner.statistics)
         batches = batches._replace(state=state, goal=goal, next_state=next_state)
         noise = jax.random.normal(noise_key, batches.action.shape)
         carry = runner.params, runner.target_params, runner.opt_state

@@ -40,7 +40,7 @@ VARIANTS = (
     {"target_entropy": -1.0},
     {"target_entropy": 0.0},
     {"gamma": 0.97},
-    {"anneal_lr": True},
+    {"anneal_lr": False},
     {"activation": "swish"},
     {"layer_norm": True},
     {"layer_norm": False},

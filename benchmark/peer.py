@@ -58,7 +58,8 @@ SETTINGS = {  # script, flags, iterations an epoch
     "crl": ("crl_jax", dict(
         batch_size=256, width=256, depth=2, env_steps_per_update=16, unroll_length=50, learning_starts=1000,
         activation="swish", contrastive_loss="fwd_infonce", target_entropy=-0.5,
-        actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4, commanded_goals=0.0, normalize_observations=False,
+        actor_lr=3e-4, critic_lr=3e-4, alpha_lr=3e-4, gamma=0.99, commanded_goals=0.0, anneal_lr=False,
+        normalize_observations=False,
     ), 25),
     # Hindsight for all of a batch, `final`. The peer updates once for each 12.8 steps, we for each 12.
     "sac": ("sac_her_jax", dict(

@@ -21,7 +21,7 @@ import mujoco
 
 with contextlib.redirect_stdout(io.StringIO()):  # mjx says that it finds no warp, which only `--backend warp` needs
     import mujoco.mjx  # noqa: F401
-from brax.training.acme import running_statistics  # for the scripts: imported sooner, it would choose for MuJoCo
+from brax.training.acme import running_statistics  # for the scripts; here, as brax imports MuJoCo
 
 from envs.base import GoalEnv, UsageError
 from envs.evaluate import evaluate

@@ -131,6 +131,20 @@ def test_goals_of_the_actor(random, commanded, monkeypatch):
     batch = draw(10, 6, seed=3), draw(10, 2, seed=4), own, other
     total_loss(params, batch, None, networks, dataclasses.replace(args, **shares))
     np.testing.assert_array_equal(practised[0], numpy_goals(own, other, random, commanded))
+    assert (practised[0] is own) == (random == commanded == 0)
+
+
+def test_psi_is_applied_once_where_the_actor_practises_its_own_goals():
+    """XLA sees that both losses have the same goals."""
+    args, networks, *inputs = make_problem()
+
+    def flops(share):
+        own = dataclasses.replace(args, random_goals=0.0, commanded_goals=share)
+        gradient = jax.jit(jax.grad(functools.partial(total_loss, networks=networks, args=own), has_aux=True))
+        return gradient.lower(*inputs).compile().cost_analysis()["flops"]
+
+    products = 2 * BATCH * (3 * 16 + 16 * 16 + 16 * REPR)  # of one application of ψ
+    assert flops(0.5) - flops(0.0) > products
 
 
 @functools.cache
