@@ -14,9 +14,9 @@ right answer is row j; what belongs to other pairs serves as negatives. With the
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
-reached, discounted by γ, after a in s than at random, under the policies that filled the buffer; with σ > 0, to be
-reached within about σ. So the actor has only to pick the actions that the critic finds likeliest to lead to its goal
-g', with α tuned to keep its entropy at the target H̄. g' is the row's own g, another row's, or the one commanded then:
+reached, discounted by γ, after a in s than at random, under the policies that filled the buffer (with σ > 0 within
+about σ, with --best-of in steps that moved much). So the actor picks the actions likeliest to lead to its goal g', the
+row's own g, another row's, or the one commanded then, and α is tuned to keep its entropy at the target H̄:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -38,7 +38,7 @@ from jax.nn import logsumexp, softplus
 
 import envs
 import harness
-from envs import running_statistics
+from envs import running_statistics  # brax's
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     contrastive_loss: Literal["fwd_infonce", "bwd_infonce", "sym_infonce", "binary_nce"] = "sym_infonce"  # critic's
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
-    commanded_goals: float = 0.5  # share for which it is the goal that was commanded when the action was taken
+    commanded_goals: float = 0.5  # share for which the actor's goal is the one commanded when the action was taken
     best_of: int = 1  # transitions drawn for a row, which takes the one in whose step state[goal_indices] moved most
-    noise_correlation: float = 0.0  # of exploration noise from step to step: near 1 it leads off goals, and back
-    goal_noise: float = 0.0  # σ of the noise on a pair's goal, divided by the threshold of success
-    normalize_observations: bool = True  # by mean and deviation of all states and goals so far
+    goal_noise: float = 0.0  # σ of the noise on a pair's goal, in thresholds of success
+    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     target_entropy: float = -1.0  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
@@ -98,7 +98,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
-OF_TASKS = {  # defaults of tasks whose id looks like this, for the command line; of two that fit the later wins
+OF_TASKS = {  # defaults, on the command line, of tasks whose id fits; where several do all count, the last most
     "*reach*": dict(gamma=0.99, commanded_goals=0.0),
     "ant*": dict(action_chunk=3, noise_correlation=0.9, goal_steps=250, target_entropy=-2.0, total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97, target_entropy=-1.0),
@@ -151,6 +151,17 @@ class MLP(nn.Module):
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
 
 
+class Networks(NamedTuple):
+    actor: MLP  # π: (state, goal) -> mean and raw log-std
+    phi: MLP  # φ: (state, action) -> representation
+    psi: MLP  # ψ: goal -> representation
+
+
+def make_networks(args, env):
+    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
+    return Networks(mlp(2 * env.action_size), mlp(args.repr_dim), mlp(args.repr_dim))
+
+
 def sample_action(actor_out, noise):
     """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
     mean, log_std = jnp.split(actor_out, 2, axis=-1)
@@ -168,7 +179,7 @@ class Transition(NamedTuple):
     state: jax.Array  # s_t, (..., state_dim)
     action: jax.Array  # a_t, (..., action_dim)
     goal: jax.Array  # what the policy was after, (..., goal_dim): the commanded goal
-    next_goal: jax.Array  # state_{t+1}[goal_indices], (..., goal_dim): what the action achieved, before any reset
+    achieved: jax.Array  # state_{t+1}[goal_indices], (..., goal_dim): where the action led, before any reset
 
 
 class Buffer(NamedTuple):
@@ -206,10 +217,10 @@ def buffer_add(buffer, transitions, traj_id):
 
 
 def sample_pairs(buffer, key, batch_shape, gamma):
-    """Draws transitions and, for each, the same or a later one of its trajectory: two `Transition`s of `batch_shape`.
+    """Draws transitions, (`batch_shape`, ...), and for each a goal that its trajectory achieved.
 
-    The first is uniform over the buffer. The second is k - 1 steps later, so that its `next_goal` is k steps ahead of
-    the first's state: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
+    Transitions are uniform over the buffer. The goal is k steps ahead of the state, what the transition k - 1 steps
+    later achieved: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
     Costs O(1) a pair: u is uniform, F(k) = (1 - γ^k) / (1 - γ^n), and k = F⁻¹(u) = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
     """
     capacity, num_envs = buffer.traj_id.shape
@@ -218,18 +229,18 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
-    u, log_gamma = jax.random.uniform(k_key, batch_shape), jnp.log1p(gamma - 1)
+    u, log_gamma = jax.random.uniform(k_key, batch_shape), jnp.log(gamma)
     mass = -jnp.expm1(n * log_gamma)  # 1 - γ^n
     k = jnp.ceil(jnp.log1p(-u * mass) / log_gamma).astype(jnp.int32).clip(1, n)
-    now, future = (jax.tree.map(lambda x: x[i % capacity, env], buffer.data) for i in (step, step + k - 1))
-    return now, future
+    transition = jax.tree.map(lambda x: x[step % capacity, env], buffer.data)
+    return transition, buffer.data.achieved[(step + k - 1) % capacity, env]
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
 def energy(name, phi, psi, inner):
-    """energy(φ, ψ) of rows (batch, repr_dim), given their inner products, (batch,) or (batch, batch) of all pairs."""
+    """energy(φ, ψ) of rows (batch, repr_dim), or of all pairs with φ (batch, 1, repr_dim), given inner products."""
     squared_distance = jnp.maximum((phi**2).sum(-1) + (psi**2).sum(-1) - 2 * inner, 0)
     return {"norm": -jnp.sqrt(squared_distance + 1e-6), "l2": -squared_distance, "dot": inner}[name]
 
@@ -240,12 +251,6 @@ def contrastive_loss(name, logits):
     rows, columns = (jnp.mean(logsumexp(logits, axis)) - positive for axis in (1, 0))
     binary = optax.sigmoid_binary_cross_entropy(logits, jnp.eye(len(logits))).sum(1).mean()
     return {"fwd_infonce": rows, "bwd_infonce": columns, "sym_infonce": rows + columns, "binary_nce": binary}[name]
-
-
-class Networks(NamedTuple):
-    actor: MLP  # π: (state, goal) -> mean and raw log-std
-    phi: MLP  # φ: (state, action) -> representation
-    psi: MLP  # ψ: goal -> representation
 
 
 def critic_loss(params, state, action, goal, networks, args):
@@ -272,8 +277,8 @@ def actor_loss(params, state, goal, noise, networks, args):
     phi = networks.phi.apply(stop(params["phi"]), state, action)
     psi = networks.psi.apply(stop(params["psi"]), goal)
     alpha = stop(jnp.exp(params["log_alpha"]))
-    reached = energy(args.energy, phi, psi, (phi * psi).sum(-1))
-    return jnp.mean(alpha * log_prob - reached), -jnp.mean(log_prob)
+    f = energy(args.energy, phi, psi, (phi * psi).sum(-1))
+    return jnp.mean(alpha * log_prob - f), -jnp.mean(log_prob)
 
 
 def alpha_loss(params, entropy, target_entropy):
@@ -310,19 +315,14 @@ class Schedule(NamedTuple):
 
 def make_schedule(args):
     steps_per_action = args.num_envs * args.action_chunk
-    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)
-    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and updates
+    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)  # for a whole update
+    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit
     steps = unroll * steps_per_action
     updates = steps // args.env_steps_per_update
     warmup = math.ceil(args.learning_starts / (unroll * args.action_chunk)) - 1  # an iteration unrolls, then learns
     iterations = max(math.ceil(args.total_timesteps / steps) - warmup, 1)
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(unroll, steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
-
-
-def make_networks(args, env):
-    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
-    return Networks(mlp(2 * env.action_size), mlp(args.repr_dim), mlp(args.repr_dim))
 
 
 class RunnerState(NamedTuple):
@@ -377,8 +377,10 @@ def make_train(args, env=None, eval_env=None):
         env_state, (transitions, traj_id) = jax.lax.scan(step, runner.env_state, noise)
         buffer, statistics = buffer_add(runner.buffer, transitions, traj_id), runner.statistics
         if args.normalize_observations:
-            seen = [transitions.state, transitions.next_goal]
+            seen = [transitions.state, transitions.achieved]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
+            floor = [0, env.goal_reach_thresh]  # the unit of goals: what is nearer is the same
+            statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
@@ -387,8 +389,7 @@ def make_train(args, env=None, eval_env=None):
             device = jax.lax.axis_index(args.axes)
             key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
-        state, goal = jnp.split(env_state.obs[0], [env.state_dim])
-        action = jnp.zeros(env.action_size)
+        state, goal, action = *jnp.split(env_state.obs[0], [env.state_dim]), jnp.zeros(env.action_size)
         params = {
             "actor": networks.actor.init(actor_key, state, goal),
             "phi": networks.phi.init(phi_key, state, action),
@@ -412,10 +413,10 @@ def make_train(args, env=None, eval_env=None):
         runner = unroll(runner)
         key, batch_key, noise_key, goal_key = jax.random.split(runner.key, 4)
         shape = (args.best_of, schedule.updates_per_iteration, args.batch_size // args.num_devices)
-        now, future = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        best = jnp.argmax(jnp.square(now.next_goal - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
-        now, future = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, future))
-        goal = future.next_goal + args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, now.goal.shape)
+        now, goal = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
+        best = jnp.argmax(jnp.square(now.achieved - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
+        now, goal = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, goal))
+        goal += args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, goal.shape)
         state, goals = running_statistics.normalize([now.state, jnp.stack([goal, now.goal])], runner.statistics)
         inputs = (state, now.action, *goals), jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), inputs)
@@ -429,9 +430,8 @@ def make_train(args, env=None, eval_env=None):
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
-        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        episodes = args.num_eval_envs // args.num_devices
-        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        policy, length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        metrics |= envs.evaluate(eval_env, policy, key, args.num_eval_envs // args.num_devices, length, args.eval_noise)
         return runner, jax.lax.pmean(metrics, args.axes)
 
     return init, lambda runner, num_epochs: jax.lax.scan(epoch, runner, length=num_epochs)

@@ -38,7 +38,7 @@ from jax.nn import softplus
 
 import envs
 import harness
-from envs import running_statistics
+from envs import running_statistics  # brax's
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,16 @@ class MLP(nn.Module):
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
 
 
+class Networks(NamedTuple):
+    actor: MLP  # π: (state, goal) -> mean and raw log-std
+    critic: MLP  # V: (state, goal) -> value
+
+
+def make_networks(args, env):
+    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
+    return Networks(mlp(2 * env.action_size), mlp(1))
+
+
 def action_distribution(actor_out):
     """Mean and log-std, (..., action_dim) each, of the Gaussian whose tanh is the action."""
     mean, log_std = jnp.split(actor_out, 2, axis=-1)
@@ -175,11 +185,6 @@ def advantages_of(transitions, value, next_value, gamma, gae_lambda):
         return advantage, advantage
 
     return jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, transitions.done), reverse=True)[1]
-
-
-class Networks(NamedTuple):
-    actor: MLP  # π: (state, goal) -> mean and raw log-std
-    critic: MLP  # V: (state, goal) -> value
 
 
 class Minibatch(NamedTuple):
@@ -246,11 +251,6 @@ def make_schedule(args):
     iterations = math.ceil(args.total_timesteps / steps)
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(unroll, steps, updates, 0, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
-
-
-def make_networks(args, env):
-    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
-    return Networks(mlp(2 * env.action_size), mlp(1))
 
 
 class RunnerState(NamedTuple):
@@ -369,9 +369,8 @@ def make_train(args, env=None, eval_env=None):
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
-        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        episodes = args.num_eval_envs // args.num_devices
-        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        policy, length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        metrics |= envs.evaluate(eval_env, policy, key, args.num_eval_envs // args.num_devices, length, args.eval_noise)
         return runner, jax.lax.pmean(metrics, args.axes)
 
     return init, lambda runner, num_epochs: jax.lax.scan(epoch, runner, length=num_epochs)

@@ -35,7 +35,7 @@ from jax.nn import softplus
 
 import envs
 import harness
-from envs import running_statistics
+from envs import running_statistics  # brax's
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,11 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain SAC
-    her_strategy: Literal["future", "final"] = "future"  # that goal: of any later step, or of the last one
+    her_strategy: Literal["future", "final"] = "future"  # hindsight goals: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
-
-    noise_correlation: float = 0.0  # of exploration noise from step to step: near 1 it leads off goals, and back
-    normalize_observations: bool = True  # by mean and deviation of all states and goals so far
+    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     target_entropy: float = -0.5  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -87,6 +86,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         super().__post_init__()
         harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
         harness.check(self.her_ratio <= 1, "--her-ratio must lie between 0 and 1")
+        one_step = self.action_chunk == 1 or not self.dense_reward
+        harness.check(one_step, "--dense-reward wants --action-chunk 1: a chunk is stored without the steps within it")
         harness.check((self.tau > 0) & (self.tau <= 1), "--tau must lie between 0, excluded, and 1")
         harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
@@ -131,6 +132,16 @@ class MLP(nn.Module):
         else:
             x = nn.Sequential([self.layer() for _ in range(self.depth)])(x)
         return nn.Dense(self.out_dim, kernel_init=nn.initializers.lecun_uniform())(x)
+
+
+class Networks(NamedTuple):
+    actor: MLP  # π: (state, goal) -> mean and raw log-std
+    critic: MLP  # Q: (state, action, goal) -> value, for both critics
+
+
+def make_networks(args, env):
+    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
+    return Networks(mlp(2 * env.action_size), mlp(1))
 
 
 def sample_action(actor_out, noise):
@@ -210,11 +221,6 @@ def sample_transitions(buffer, key, batch_shape, her_ratio, her_strategy, get_go
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-class Networks(NamedTuple):
-    actor: MLP  # π: (state, goal) -> mean and raw log-std
-    critic: MLP  # Q: (state, action, goal) -> value, for both critics
-
-
 def q_values(networks, critics, state, action, goal):
     """Q_i(s, a, g), (2, batch), of the two critics."""
     return jnp.stack([networks.critic.apply(critic, state, action, goal)[..., 0] for critic in critics])
@@ -272,19 +278,14 @@ class Schedule(NamedTuple):
 
 def make_schedule(args):
     steps_per_action = args.num_envs * args.action_chunk
-    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)
-    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit  # whole chunks and updates
+    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)  # for a whole update
+    unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit
     steps = unroll * steps_per_action
     updates = steps // args.env_steps_per_update
     warmup = math.ceil(args.learning_starts / (unroll * args.action_chunk)) - 1  # an iteration unrolls, then learns
     iterations = max(math.ceil(args.total_timesteps / steps) - warmup, 1)
     per_epoch = math.ceil(iterations / args.num_evals)
     return Schedule(unroll, steps, updates, warmup, per_epoch, math.ceil(iterations / per_epoch), iterations * updates)
-
-
-def make_networks(args, env):
-    mlp = partial(MLP, partial(Layer, args.width, args.activation, args.layer_norm), args.depth, args.residual)
-    return Networks(mlp(2 * env.action_size), mlp(1))
 
 
 class RunnerState(NamedTuple):
@@ -345,6 +346,8 @@ def make_train(args, env=None, eval_env=None):
         if args.normalize_observations:
             seen = [transitions.state, env.achieved(transitions.next_state)]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
+            floor = [0, env.goal_reach_thresh]  # the unit of goals: what is nearer is the same
+            statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
     def init(key):
@@ -402,9 +405,8 @@ def make_train(args, env=None, eval_env=None):
         metrics["losses/param_norm"] = optax.tree.norm(runner.params)
         eval_key, key = jax.random.split(runner.eval_key)
         runner = runner._replace(env_state=env_state, eval_key=eval_key)
-        policy, eval_length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
-        episodes = args.num_eval_envs // args.num_devices
-        metrics |= envs.evaluate(eval_env, policy, key, episodes, eval_length, args.eval_noise)
+        policy, length = partial(act, networks, runner), args.episode_length or eval_env.episode_length
+        metrics |= envs.evaluate(eval_env, policy, key, args.num_eval_envs // args.num_devices, length, args.eval_noise)
         return runner, jax.lax.pmean(metrics, args.axes)
 
     return init, lambda runner, num_epochs: jax.lax.scan(epoch, runner, length=num_epochs)

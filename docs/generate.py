@@ -59,7 +59,7 @@ environment steps, also with action chunks.
 """
 
 OF_TASKS = """On the command line CRL has other defaults for some kinds of tasks. Where two patterns fit an id, both
-count, and the later wins. A run prints what it takes. A flag of your own goes first."""
+count, and the later wins. A run prints what it takes. A flag that you type wins."""
 
 RUN = """## A run's directory
 

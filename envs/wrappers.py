@@ -152,7 +152,7 @@ class BatchedEnv(Wrapper):
 def action_noise(env: BatchedEnv, key: jax.Array, num_actions: int, correlation: float) -> jax.Array:
     """Standard normal noise for actions in a row, (num_actions, num_envs, action_size), each environment's its own.
 
-    From one single step to the next it is an AR(1) process with `correlation`, across chunks too.
+    From one single step to the next it is an AR(1) process with `correlation`, across chunks too. A call begins anew.
     """
     white = jax.random.normal(key, (num_actions * env.action_chunk, env.num_envs, env.action_size // env.action_chunk))
 
@@ -167,8 +167,8 @@ def action_noise(env: BatchedEnv, key: jax.Array, num_actions: int, correlation:
 def pursued_goals(goals: jax.Array, steps: jax.Array, goal_steps: int) -> jax.Array:
     """The goals that a batch pursues in training, (num_envs, goal_dim), given their own and their `steps`, (num_envs,).
 
-    After every `goal_steps` single steps of its episode an environment takes the goal of its next neighbour, and sets
-    out again from where it arrived, or got stuck. 0: it pursues its own to the end.
+    After every `goal_steps` single steps of its episode an environment takes the goal that its next neighbour has, and
+    sets out again from where it arrived, or got stuck. 0: it pursues its own to the end.
     """
     if goal_steps == 0:
         return goals

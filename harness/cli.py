@@ -44,7 +44,7 @@ class RunArgs:
     compilation_cache: str = "~/.cache/jax"  # folder of compiled programs, "" for none; JAX_COMPILATION_CACHE_DIR wins
 
     # earlier runs
-    resume: str | None = None  # directory of a run: go on with it, with its flags; --total-timesteps can be more
+    resume: str | None = None  # directory of a run: go on, with its flags; after --no-anneal-lr also to more timesteps
     evaluate: str | None = None  # directory of a run or a checkpoint: evaluate its policy, with --capture-video film it
     eval_goal: tuple[float, ...] | None = None  # with --evaluate: the goal of all episodes; None draws them
 

@@ -1,6 +1,7 @@
 """The ring buffer and the sampling of pairs: exact distributions, and never a goal from somewhere else."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,15 @@ from hypothesis import strategies as st
 from crl_jax import buffer_add, buffer_init, sample_pairs
 
 pytestmark = pytest.mark.quick
-# A transition of these tests is the pair (environment, time): the buffer holds any tree of arrays.
+
+
+class Transition(NamedTuple):
+    """Of these tests: the pair (environment, time), twice. The buffer holds any tree of arrays."""
+
+    state: np.ndarray
+    achieved: np.ndarray
+
+
 add = jax.jit(buffer_add)
 sample = jax.jit(sample_pairs, static_argnums=(2, 3))
 
@@ -21,17 +30,18 @@ sample = jax.jit(sample_pairs, static_argnums=(2, 3))
 def fill(ids, capacity, unroll):
     """A buffer after the trajectory ids (time, num_envs) were written `unroll` steps at a time."""
     num_steps, num_envs = ids.shape
-    buffer = buffer_init(jnp.zeros(2, jnp.int32), capacity, num_envs)
+    buffer = buffer_init(Transition(*jnp.zeros((2, 2), jnp.int32)), capacity, num_envs)
     for start in range(0, num_steps, unroll):
         steps = np.arange(start, start + unroll)
-        data = np.stack(np.broadcast_arrays(np.arange(num_envs)[None], steps[:, None]), axis=-1)
-        buffer = add(buffer, data.astype(np.int32), ids[start : start + unroll].astype(np.int32))
+        data = np.stack(np.broadcast_arrays(np.arange(num_envs)[None], steps[:, None]), axis=-1).astype(np.int32)
+        buffer = add(buffer, Transition(data, data), ids[start : start + unroll].astype(np.int32))
     return jax.tree.map(np.array, buffer)  # numpy's indexing compiles nothing
 
 
 def pairs(buffer, count, gamma=0.9, seed=0):
+    """What is drawn, and what its goal is of, (count, 2) each."""
     now, future = sample(buffer, jax.random.key(seed), (count,), gamma)
-    return np.array(now), np.array(future)
+    return np.array(now.state), np.array(future)
 
 
 def ids_of(*lengths):
@@ -99,7 +109,7 @@ def test_a_goal_never_comes_from_elsewhere(data):
     buffer = fill(ids, capacity, unroll)
     newest, oldest = len(ids) - 1, max(0, len(ids) - capacity)
     kept = np.arange(oldest, newest + 1)
-    np.testing.assert_array_equal(buffer.data[kept % capacity, :, 1], np.tile(kept[:, None], num_envs))
+    np.testing.assert_array_equal(buffer.data.state[kept % capacity, :, 1], np.tile(kept[:, None], num_envs))
     np.testing.assert_array_equal(buffer.traj_id[kept % capacity], ids[kept])
     now, future = pairs(buffer, 512)
     (env, t), (future_env, u) = now.T, future.T
@@ -110,5 +120,5 @@ def test_a_goal_never_comes_from_elsewhere(data):
 
 def test_writing_leaves_the_rest_of_the_ring_alone():
     buffer = fill(np.zeros((20, 2), int), capacity=12, unroll=4)
-    np.testing.assert_array_equal(buffer.data[:, 0, 1], [12, 13, 14, 15, 16, 17, 18, 19, 8, 9, 10, 11])
+    np.testing.assert_array_equal(buffer.data.state[:, 0, 1], [12, 13, 14, 15, 16, 17, 18, 19, 8, 9, 10, 11])
     assert int(buffer.num_steps) == 20

@@ -121,8 +121,8 @@ def test_the_goals_of_pairs_have_noise(goal_noise, monkeypatch):
     """Of so many thresholds, independent in rows and coordinates; without it they are what was achieved, to the bit."""
 
     def pairs(*args):
-        now, future = sample_pairs(*args)
-        return now, future._replace(next_goal=jnp.full_like(future.next_goal, 3.0))
+        now, goal = sample_pairs(*args)
+        return now, jnp.full_like(goal, 3.0)
 
     def loss(params, batch, *others):
         total, metrics = total_loss(params, batch, *others)
@@ -145,13 +145,13 @@ def test_a_row_is_the_one_of_several_transitions_whose_step_moved_the_goal_most(
 
     def pairs(buffer, key, shape, gamma):
         assert shape == (n, 2, TINY.batch_size)
-        now, future = sample_pairs(buffer, key, shape, gamma)
+        now, goal = sample_pairs(buffer, key, shape, gamma)
         number = jnp.broadcast_to(jnp.arange(n)[:, None, None, None], (*shape, 1))  # of the candidate
         row = jnp.arange(TINY.batch_size)[:, None]
         moved = jnp.array([1.0, -3.0, 2.0])[(number + row) % n]  # farthest, and backwards, where number + row is 1
         moved_to = env.achieved(now.state) + moved
-        now = now._replace(next_goal=moved_to, action=number + 0 * now.action, goal=number + 0 * now.goal)
-        return now, future._replace(next_goal=number + jnp.zeros_like(future.next_goal))
+        now = now._replace(achieved=moved_to, action=number + 0 * now.action, goal=number + 0 * goal)
+        return now, number + 0 * goal
 
     def loss(params, batch, *others):
         total, metrics = total_loss(params, batch, *others)

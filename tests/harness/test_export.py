@@ -16,7 +16,7 @@ def test_trajectories():
     steps = np.array([8, 9, 10, 3, 4, 5, 6, 7])
     state = np.stack([steps, 100 + steps], axis=1)[..., None].astype(np.float32)  # (capacity, num_envs, 1)
     traj_id = np.stack([np.select([steps < 9], [1], 2), np.select([steps < 4, steps < 9], [1, 2], 3)], axis=1)
-    data = {"state": state, "action": 2 * state, "goal": 3 * state, "next_goal": state}
+    data = {"state": state, "action": 2 * state, "goal": 3 * state, "achieved": state}
     buffer = {"data": data, "traj_id": traj_id, "last_step": 0 * traj_id, "num_steps": np.int32(11)}
     dataset = trajectories(buffer)
     order = np.array([*range(3, 11), *range(103, 111)])

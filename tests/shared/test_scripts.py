@@ -176,18 +176,20 @@ def test_units_do_not_matter_where_observations_are_normalized(script):
 
 @pytest.mark.parametrize("script", SCRIPTS[:3])
 def test_statistics_are_of_all_that_was_seen(script):
-    """States, and goals that these achieve; a coordinate that hardly moves is not blown up."""
+    """States, and goals that these achieve; what hardly moves, in a goal less than the threshold, is not blown up."""
     args = make_args(script, num_envs=16, unroll_length=12, learning_starts=48, buffer_size=60)
     env = Plane()
     runner = jax.jit(load(script).make_train(args, env)[0])(jax.random.key(0))
     data = jax.tree.map(lambda x: np.float64(x[: runner.buffer.num_steps]), runner.buffer.data)
     assert len(data.state) == 36
-    achieved = data.next_goal if script == "crl_jax" else env.achieved(data.next_state)
+    achieved = data.achieved if script == "crl_jax" else env.achieved(data.next_state)
     for i, x in enumerate((data.state, achieved)):
         np.testing.assert_allclose(runner.statistics.mean[i], x.mean((0, 1)), rtol=1e-4)
         np.testing.assert_allclose(runner.statistics.std[i], x.std((0, 1)), rtol=1e-4)
-    still = jax.jit(load(script).make_train(args, Magnified(2**-10))[0])(jax.random.key(0)).statistics
-    assert all(np.all(x == np.float32(0.01)) for x in still.std)
+    still = Magnified(2**-10)
+    for still.goal_reach_thresh in (0.001, 3.0):
+        std = jax.jit(load(script).make_train(args, still)[0])(jax.random.key(0)).statistics.std
+        assert np.all(std[0] == np.float32(0.01)) and np.all(std[1] == np.float32(max(0.01, still.goal_reach_thresh)))
 
 
 def test_an_ant_in_a_maze_trains_on_springs():
@@ -355,7 +357,7 @@ def test_what_scripts_share_is_the_same_word_for_word(one, other):
             texts = {
                 text[: text.index("        def step")] + text[text.index("        key, noise_key") :] for text in texts
             }
-            achieved = "env.achieved(transitions.next_state)", "transitions.next_goal"
+            achieved = "env.achieved(transitions.next_state)", "transitions.achieved"
             texts = {text.replace(*achieved) for text in texts}
         assert len(texts) == 1, name
 
