@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import mujoco
 from brax import base
 
-from envs.base import GREEN, SLIDE, GoalEnv, load_robot, set_pace
+from envs.base import GREEN, GoalEnv, load_robot, set_pace
 
 _TIP = "r_wrist_flex_link"  # the body whose origin counts as the arm's tip
 
@@ -110,23 +110,10 @@ class Pusher2(Pusher):
     goals = ("goal", "goal2")
 
     def add_things(self, spec: mujoco.MjSpec):
+        spec.copy_during_attach = True
         for name in ("object", "goal"):
-            first = spec.body(name)
-            first.pos[:2] = 0
-            second = spec.worldbody.add_body(name=f"{name}2", pos=first.pos)
-            for geom in first.geoms:
-                second.add_geom(
-                    type=geom.type,
-                    size=geom.size,
-                    density=geom.density,
-                    contype=geom.contype,
-                    conaffinity=geom.conaffinity,
-                    rgba=geom.rgba,
-                )
-            for joint in first.joints:
-                second.add_joint(
-                    name=f"{joint.name}2", type=SLIDE, axis=joint.axis, range=joint.range, damping=joint.damping
-                )
+            spec.body(name).pos[:2] = 0
+            spec.worldbody.add_frame().attach_body(spec.body(name), "", "2")
 
     def start_things(self, key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, 4)

@@ -95,9 +95,8 @@ def _train(args, env, eval_env, schedule, init, train, policy):
     if runner is None:
         runner = jax.jit(init)(key)
     if epochs:
-        debug = jax.config.jax_debug_nans  # which runs a program again that gave a NaN, operation by operation
-        train_epoch = jax.jit(lambda runner: train(runner, 1), donate_argnums=() if debug else 0)
-        if not debug:
+        train_epoch = jax.jit(lambda runner: train(runner, 1), donate_argnums=0)
+        if not jax.config.jax_debug_nans:  # which runs a program again that gave a NaN, operation by operation
             train_epoch = train_epoch.lower(shapes).compile()
     before = time.time()
     for epoch in epochs:
