@@ -186,8 +186,9 @@ def table_of_task(curves):
 
 
 def overview(tasks, random=None):
-    """A row for each task: success rate / time near goal after equal steps, in bold the longest near, unless 0; in
-    italics the means of fewer than three seeds. `random` has what random actions reach, for a column more."""
+    """A row for each task: success rate / time near goal after equal steps, in italics of fewer than three seeds. Where
+    there are several methods the longest near is bold, and what its seeds' interval does not exclude, unless it is 0.
+    `random` has what random actions reach, for a column more."""
     columns = [method for method in METHODS if method != PEER and any(method in curves for curves in tasks.values())]
     rows = []
     for task, curves in tasks.items():
@@ -197,10 +198,13 @@ def overview(tasks, random=None):
             for method, curve in curves.items()
             if method in columns and steps <= curve.steps[-1]
         }
-        best = max((near for _, near in ends.values()), default="")
+        near = {method: curves[method].at("time_near_goal", steps) for method in ends}
+        best = max(near.values(), key=middle)
+        level = middle(best) >= 0.005 and len(ends) > 1
+        bold = [method for method, values in near.items() if level and interval(values)[1] >= interval(best)[0]]
         cells = {method: " / ".join(end) for method, end in ends.items()}
         cells |= {method: f"*{cell}*" for method, cell in cells.items() if curves[method].seeds < 3}
-        cells |= {method: f"**{cells[method]}**" for method, (_, near) in ends.items() if near == best != "0.00"}
+        cells |= {method: f"**{cells[method]}**" for method in bold}
         row = {"task": f"`{task}`", "steps": f"{steps:,.0f}"}
         if random:
             row["random"] = " / ".join(f"{float(random[task][name]):.2f}" for name in MEASURES)
