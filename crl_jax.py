@@ -219,8 +219,8 @@ def buffer_add(buffer, transitions, traj_id):
 def sample_pairs(buffer, key, batch_shape, gamma):
     """Draws transitions, (`batch_shape`, ...), and for each a goal that its trajectory achieved.
 
-    Transitions are uniform over the buffer. The goal is k steps ahead of the state, what the transition k - 1 steps
-    later achieved: with n = steps from the first to the trajectory's newest, itself included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
+    Transitions are uniform over the buffer. The goal is what was achieved k steps after s_t, by the transition k - 1
+    steps later: with n = steps from this one to the trajectory's newest, both included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
     Costs O(1) a pair: u is uniform, F(k) = (1 - γ^k) / (1 - γ^n), and k = F⁻¹(u) = ⌈log(1 - u (1 - γ^n)) / log γ⌉.
     """
     capacity, num_envs = buffer.traj_id.shape
