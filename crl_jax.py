@@ -98,7 +98,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
 
-OF_TASKS = {  # defaults, on the command line, of tasks whose id fits; where several do all count, the last most
+OF_TASKS = {  # defaults of tasks whose id fits, on the command line: of all that fit, and of one flag the last
     "*reach*": dict(gamma=0.99, commanded_goals=0.0),
     "ant*": dict(action_chunk=3, noise_correlation=0.9, goal_steps=250, target_entropy=-2.0, total_timesteps=2_500_000),
     "ant*maze*": dict(gamma=0.97, target_entropy=-1.0),
@@ -315,7 +315,7 @@ class Schedule(NamedTuple):
 
 def make_schedule(args):
     steps_per_action = args.num_envs * args.action_chunk
-    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)  # for a whole update
+    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)  # for whole updates
     unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit
     steps = unroll * steps_per_action
     updates = steps // args.env_steps_per_update
@@ -379,7 +379,7 @@ def make_train(args, env=None, eval_env=None):
         if args.normalize_observations:
             seen = [transitions.state, transitions.achieved]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
-            floor = [0, env.goal_reach_thresh]  # the unit of goals: what is nearer is the same
+            floor = [0, env.goal_reach_thresh]  # goals nearer than that are the same: no finer unit
             statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 

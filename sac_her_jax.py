@@ -278,7 +278,7 @@ class Schedule(NamedTuple):
 
 def make_schedule(args):
     steps_per_action = args.num_envs * args.action_chunk
-    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)  # for a whole update
+    unit = args.env_steps_per_update // math.gcd(args.env_steps_per_update, steps_per_action)  # for whole updates
     unroll = math.ceil(args.unroll_length / (args.action_chunk * unit)) * unit
     steps = unroll * steps_per_action
     updates = steps // args.env_steps_per_update
@@ -346,7 +346,7 @@ def make_train(args, env=None, eval_env=None):
         if args.normalize_observations:
             seen = [transitions.state, env.achieved(transitions.next_state)]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
-            floor = [0, env.goal_reach_thresh]  # the unit of goals: what is nearer is the same
+            floor = [0, env.goal_reach_thresh]  # goals nearer than that are the same: no finer unit
             statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 

@@ -187,9 +187,10 @@ def test_statistics_are_of_all_that_was_seen(script):
         np.testing.assert_allclose(runner.statistics.mean[i], x.mean((0, 1)), rtol=1e-4)
         np.testing.assert_allclose(runner.statistics.std[i], x.std((0, 1)), rtol=1e-4)
     still = Magnified(2**-10)
-    for still.goal_reach_thresh in (0.001, 3.0):
+    for threshold in (0.001, 3.0):
+        still.goal_reach_thresh = threshold
         std = jax.jit(load(script).make_train(args, still)[0])(jax.random.key(0)).statistics.std
-        assert np.all(std[0] == np.float32(0.01)) and np.all(std[1] == np.float32(max(0.01, still.goal_reach_thresh)))
+        assert np.all(std[0] == np.float32(0.01)) and np.all(std[1] == np.float32(max(0.01, threshold)))
 
 
 def test_an_ant_in_a_maze_trains_on_springs():
