@@ -199,9 +199,9 @@ def overview(tasks, random=None):
             if method in columns and steps <= curve.steps[-1]
         }
         near = {method: curves[method].at("time_near_goal", steps) for method in ends}
-        best = max(near.values(), key=middle)
-        level = middle(best) >= 0.005 and len(ends) > 1
-        bold = [method for method, values in near.items() if level and interval(values)[1] >= interval(best)[0]]
+        best = max(near.values(), key=middle, default=None)
+        compared = len(near) > 1 and middle(best) >= 0.005
+        bold = [method for method, values in near.items() if compared and interval(values)[1] >= interval(best)[0]]
         cells = {method: " / ".join(end) for method, end in ends.items()}
         cells |= {method: f"*{cell}*" for method, cell in cells.items() if curves[method].seeds < 3}
         cells |= {method: f"**{cells[method]}**" for method in bold}
