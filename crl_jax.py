@@ -75,7 +75,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
-    target_entropy: float = -1.0  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
+    target_entropy: float = -1.0  # H̄ for each dimension of an action or chunk, nats: alpha is tuned to keep the entropy
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
@@ -310,7 +310,7 @@ class Schedule(NamedTuple):
     warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+    num_updates: int  # over which learning rates fall: without those that fill up the last epoch
 
 
 def make_schedule(args):
@@ -362,7 +362,7 @@ def make_train(args, env=None, eval_env=None):
     optimizer = optax.chain(optax.flatten(optax.scale_by_adam()), optax.multi_transform(scale, {k: k for k in scale}))
 
     def unroll(runner):
-        """Every environment takes `unroll_length` actions, with noise, into the buffer."""
+        """Every environment takes `unroll_length` actions, with noise, into the buffer and the statistics."""
 
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
@@ -420,7 +420,7 @@ def make_train(args, env=None, eval_env=None):
         state, goals = running_statistics.normalize([now.state, jnp.stack([goal, now.goal])], runner.statistics)
         inputs = (state, now.action, *goals), jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), inputs)
-        _, metrics = total_loss(params, *jax.tree.map(lambda x: x[-1], inputs), networks, args)  # of one batch: enough
+        _, metrics = total_loss(params, *jax.tree.map(lambda x: x[-1], inputs), networks, args)  # of the last batch
         return runner._replace(params=params, opt_state=opt_state, key=key), metrics
 
     def epoch(runner, _):

@@ -239,7 +239,7 @@ class Schedule(NamedTuple):
     warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+    num_updates: int  # over which learning rates fall: without those that fill up the last epoch
 
 
 def make_schedule(args):

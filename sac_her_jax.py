@@ -69,7 +69,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
-    target_entropy: float = -0.5  # H̄ for each dimension of an action, nats: alpha is tuned to keep the entropy there
+    target_entropy: float = -0.5  # H̄ for each dimension of an action or chunk, nats: alpha is tuned to keep the entropy
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
@@ -86,8 +86,6 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         super().__post_init__()
         harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
         harness.check(self.her_ratio <= 1, "--her-ratio must lie between 0 and 1")
-        one_step = self.action_chunk == 1 or not self.dense_reward
-        harness.check(one_step, "--dense-reward wants --action-chunk 1: a chunk is stored without the steps within it")
         harness.check((self.tau > 0) & (self.tau <= 1), "--tau must lie between 0, excluded, and 1")
         harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
@@ -273,7 +271,7 @@ class Schedule(NamedTuple):
     warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+    num_updates: int  # over which learning rates fall: without those that fill up the last epoch
 
 
 def make_schedule(args):
@@ -315,6 +313,8 @@ def make_train(args, env=None, eval_env=None):
     """
     env = env or envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout)
     env = envs.chunk(env, args.action_chunk)
+    one_step = env.action_chunk == 1 or not env.dense_reward
+    harness.check(one_step, "--dense-reward wants --action-chunk 1: a chunk is stored without the steps within it")
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
     num_envs = args.num_envs // args.num_devices
     train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
@@ -328,7 +328,7 @@ def make_train(args, env=None, eval_env=None):
     optimizer = optax.chain(optax.flatten(optax.scale_by_adam()), optax.multi_transform(scale, {k: k for k in scale}))
 
     def unroll(runner):
-        """Every environment takes `unroll_length` actions, with noise, into the buffer."""
+        """Every environment takes `unroll_length` actions, with noise, into the buffer and the statistics."""
 
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)
@@ -356,8 +356,7 @@ def make_train(args, env=None, eval_env=None):
             device = jax.lax.axis_index(args.axes)
             key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
-        state, goal = jnp.split(env_state.obs[0], [env.state_dim])
-        action = jnp.zeros(env.action_size)
+        state, goal, action = *jnp.split(env_state.obs[0], [env.state_dim]), jnp.zeros(env.action_size)
         params = {
             "actor": networks.actor.init(actor_key, state, goal),
             "critics": tuple(networks.critic.init(critic_key, state, action, goal) for critic_key in critic_keys),

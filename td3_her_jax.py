@@ -67,7 +67,6 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 gives none
     her_strategy: Literal["future", "final"] = "future"  # hindsight goals: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the actor and the critics that their targets go with each actor's update
-
     policy_delay: int = 2  # updates of the critics for each update of the actor and of all targets
     smoothing_noise: float = 0.2  # σ, standard deviation of the noise on the target's next action
     smoothing_clip: float = 0.5  # c, where that noise is clipped
@@ -91,8 +90,6 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         super().__post_init__()
         harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
         harness.check(self.her_ratio <= 1, "--her-ratio must lie between 0 and 1")
-        one_step = self.action_chunk == 1 or not self.dense_reward
-        harness.check(one_step, "--dense-reward wants --action-chunk 1: a chunk is stored without the steps within it")
         harness.check((self.tau > 0) & (self.tau <= 1), "--tau must lie between 0, excluded, and 1")
         harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
@@ -259,7 +256,7 @@ class Schedule(NamedTuple):
     warmup_iterations: int  # without updates
     iterations_per_epoch: int
     num_epochs: int
-    num_updates: int  # without those that fill up the last epoch: how often one evaluates must not change the training
+    num_updates: int  # over which learning rates fall: without those that fill up the last epoch
 
 
 def make_schedule(args):
@@ -302,6 +299,8 @@ def make_train(args, env=None, eval_env=None):
     """
     env = env or envs.make(args.env_id, args.backend, args.dense_reward, layout=args.layout)
     env = envs.chunk(env, args.action_chunk)
+    one_step = env.action_chunk == 1 or not env.dense_reward
+    harness.check(one_step, "--dense-reward wants --action-chunk 1: a chunk is stored without the steps within it")
     eval_env = envs.chunk(eval_env or envs.make_eval(env, args.eval_env_id), args.action_chunk)
     num_envs = args.num_envs // args.num_devices
     train_env = envs.wrap(env, num_envs, args.episode_length or env.episode_length)
@@ -315,7 +314,7 @@ def make_train(args, env=None, eval_env=None):
     critic_optimizer = adam(args.critic_lr, schedule.num_updates)
 
     def unroll(runner):
-        """Every environment takes `unroll_length` actions, with noise, into the buffer."""
+        """Every environment takes `unroll_length` actions, with noise, into the buffer and the statistics."""
 
         def step(env_state, noise):
             state, goal = jnp.split(env_state.obs, [env.state_dim], axis=-1)

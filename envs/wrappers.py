@@ -64,12 +64,13 @@ class FixedGoal(Wrapper):
         super().__init__(env)
         self.goal = goal
 
-    def reset(self, rng: jax.Array) -> State:
-        return self.env.reset(rng, self.goal)
+    def reset(self, rng: jax.Array, goal: jax.Array | None = None) -> State:
+        return self.env.reset(rng, self.goal if goal is None else goal)
 
 
 def wrap(env: GoalEnv, num_envs: int, episode_length: int) -> "BatchedEnv":
-    """`num_envs` copies of `env` that reset themselves after `episode_length` steps or when they terminate."""
+    """`num_envs` copies of `env` that reset themselves when they terminate, or after `episode_length` single steps,
+    rounded up to whole chunks."""
     return BatchedEnv(env, num_envs, episode_length)
 
 
@@ -168,7 +169,8 @@ def pursued_goals(goals: jax.Array, steps: jax.Array, goal_steps: int) -> jax.Ar
     """The goals that a batch pursues in training, (num_envs, goal_dim), given their own and their `steps`, (num_envs,).
 
     After every `goal_steps` single steps of its episode an environment takes the goal that its next neighbour has, and
-    sets out again from where it arrived, or got stuck. 0: it pursues its own to the end.
+    sets out again from where it arrived, or got stuck. Where the neighbour's episode ends, its new goal counts. 0: it
+    pursues its own to the end.
     """
     if goal_steps == 0:
         return goals
@@ -183,7 +185,8 @@ def train_metrics(state: State, axes: tuple[str, ...] = ()) -> tuple[dict[str, j
 
     Returns:
       scalars: `train/episodes`, how many that are; where none has ended the means are 0: `train/success_rate`,
-      `train/episode_length` in single steps, `train/episode_return`. And `train/unstable_resets` of the whole training.
+      `train/episode_length` in single steps, of whole chunks, `train/episode_return`. And `train/unstable_resets` of
+      the whole training.
     """
     totals = {**state.info["ended"], "unstable_resets": state.info["unstable_resets"]}
     totals = jax.lax.psum(jax.tree.map(jnp.sum, totals), axes)

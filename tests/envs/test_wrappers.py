@@ -77,6 +77,14 @@ def plain_chunk(obs, actions):
     }
 
 
+def test_a_fixed_goal_in_chunks():
+    goal = jnp.array([0.1, 0.05, 0.01])
+    env = envs.chunk(envs.wrappers.FixedGoal(envs.make("reacher", "mujoco"), goal), 3)
+    obs = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2)).obs
+    assert not np.allclose(obs[0, : env.state_dim], obs[1, : env.state_dim])
+    np.testing.assert_allclose(obs[:, env.state_dim :], [goal, goal], atol=1e-6)
+
+
 def draw_actions(data, *shape):
     """Mostly movements; many episodes end."""
     events = st.sampled_from([STAYS, AWAY, AWAY, BACK, BACK, BACK, ENDS, BREAKS, BOTH])

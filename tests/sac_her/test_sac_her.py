@@ -209,7 +209,6 @@ def test_same_seed_same_bits_and_evaluation_changes_nothing(tiny):
     ("flags", "message"),
     [
         (dict(noise_correlation=1.0), "--noise-correlation must be less than 1"),
-        (dict(dense_reward=True, action_chunk=2), "--dense-reward wants --action-chunk 1"),
         (dict(her_ratio=1.5), "--her-ratio must lie between 0 and 1"),
         (dict(tau=0.0), "--tau must lie between 0"),
         (dict(gamma=1.0), "--gamma must lie between 0 and 1"),

@@ -220,6 +220,14 @@ def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
         assert change[-1] > change[0] / 3
 
 
+@pytest.mark.parametrize("script", ["sac_her_jax", "td3_her_jax"])
+def test_a_chunk_has_no_shaped_reward_in_hindsight(script):
+    for env in (None, envs.make("reacher", "mujoco", dense_reward=True)):
+        args = make_args(script, dense_reward=env is None, action_chunk=2)
+        with pytest.raises(envs.UsageError, match="--dense-reward wants --action-chunk 1"):
+            load(script).make_train(args, env)
+
+
 CHANGES = {  # another value for every flag, but for those that only `main` reads
     "crl_jax": dict(
         logsumexp_penalty=0.5, energy="l2", contrastive_loss="bwd_infonce", repr_dim=5, random_goals=0.25,
