@@ -2,18 +2,18 @@
 
 Take a state and an action of a past trajectory and, as a goal, a place near where that trajectory was k steps later:
 
-    (s_t, a_t),   g = state_{t+k}[goal_indices] + σn,   P(k) ∝ γ^k,  1 ≤ k ≤ steps recorded from t on,   n ~ N(0, I)
+    (s_t, a_t),   g = state_{t+k}[goal_indices] + σε,   P(k) ∝ γ^k,  1 ≤ k ≤ steps recorded from t on,   ε ~ N(0, I)
 
-where goal_indices are the entries of a state that a goal is about, such as a position. Two networks, φ and ψ, turn
-(s, a) and g into vectors, with s and g normalised as for the policy. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by
-default minus their distance, learns to tell which goal of a batch belongs to which state and action. Each row of
-logits[i, j] = f(s_i, a_i, g_j) is a classification problem whose right answer is column i, each column j one whose
-right answer is row j; what belongs to other pairs serves as negatives. With the symmetric InfoNCE loss
+where goal_indices are the entries of a state that a goal is about. Two networks, φ and ψ, turn (s, a) and g, normalised
+as for the policy, into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to
+tell which goal of a batch belongs to which (s, a). Each row of logits[i, j] = f(s_i, a_i, g_j) - log m_i is a
+classification problem with answer column i, each column j one with answer row j; the rest are negatives. m_i is 1 or,
+if the task ended the trajectory after n steps, 1 - γ^n: nothing is reached beyond. The symmetric InfoNCE loss is
 
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
-the best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
+Its best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
 reached, discounted by γ, after a in s than at random, under the policies that filled the buffer (with σ > 0 within
 about σ, with --best-of in steps that moved much). So the actor picks the actions likeliest to lead to its goal g', the
 row's own g, another row's, or the one commanded then, and α is tuned to keep its entropy at the target H̄:
@@ -180,6 +180,7 @@ class Transition(NamedTuple):
     action: jax.Array  # a_t, (..., action_dim)
     goal: jax.Array  # what the policy was after, (..., goal_dim): the commanded goal
     achieved: jax.Array  # state_{t+1}[goal_indices], (..., goal_dim): where the action led, before any reset
+    terminated: jax.Array  # 1 where the task itself ended the episode, (...,)
 
 
 class Buffer(NamedTuple):
@@ -217,7 +218,7 @@ def buffer_add(buffer, transitions, traj_id):
 
 
 def sample_pairs(buffer, key, batch_shape, gamma):
-    """Draws transitions, (`batch_shape`, ...), and for each a goal that its trajectory achieved.
+    """Draws transitions, (`batch_shape`, ...), for each a goal that its trajectory achieved, and log m, `batch_shape`.
 
     Transitions are uniform over the buffer. The goal is what was achieved k steps after s_t, by the transition k - 1
     steps later: with n = steps from this one to the trajectory's newest, both included, P(k) ∝ γ^k, 1 ≤ k ≤ n.
@@ -225,15 +226,15 @@ def sample_pairs(buffer, key, batch_shape, gamma):
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key = jax.random.split(key, 3)
-    oldest = jnp.maximum(buffer.num_steps - capacity, 0)
-    step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
+    step = jax.random.randint(step_key, batch_shape, jnp.maximum(buffer.num_steps - capacity, 0), buffer.num_steps)
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
-    n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
+    last = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env]
+    n, ended = last - step + 1, buffer.data.terminated[last % capacity, env]
     u, log_gamma = jax.random.uniform(k_key, batch_shape), jnp.log(gamma)
     mass = -jnp.expm1(n * log_gamma)  # 1 - γ^n
     k = jnp.ceil(jnp.log1p(-u * mass) / log_gamma).astype(jnp.int32).clip(1, n)
     transition = jax.tree.map(lambda x: x[step % capacity, env], buffer.data)
-    return transition, buffer.data.achieved[(step + k - 1) % capacity, env]
+    return transition, buffer.data.achieved[(step + k - 1) % capacity, env], jnp.where(ended, jnp.log(mass), 0.0)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -253,13 +254,12 @@ def contrastive_loss(name, logits):
     return {"fwd_infonce": rows, "bwd_infonce": columns, "sym_infonce": rows + columns, "binary_nce": binary}[name]
 
 
-def critic_loss(params, state, action, goal, networks, args):
-    """L(φ, ψ) of states (batch, state_dim), actions (batch, action_dim) and goals (batch, goal_dim); and metrics."""
-    phi = networks.phi.apply(params["phi"], state, action)
-    psi = networks.psi.apply(params["psi"], goal)
-    phi, psi = (jax.lax.all_gather(x, args.axes, tiled=True) for x in (phi, psi))  # rows of all devices are negatives
+def critic_loss(params, state, action, goal, log_mass, networks, args):
+    """L(φ, ψ) of states (batch, state_dim), actions (batch, action_dim), goals (batch, goal_dim) and log m; metrics."""
+    own = networks.phi.apply(params["phi"], state, action), networks.psi.apply(params["psi"], goal), log_mass
+    phi, psi, log_mass = jax.lax.all_gather(own, args.axes, tiled=True)  # rows of all devices are negatives
     inner = jnp.matmul(phi, psi.T, precision="highest")  # differences of large squares: no place for TF32
-    logits = energy(args.energy, phi[:, None], psi, inner)
+    logits = energy(args.energy, phi[:, None], psi, inner) - log_mass[:, None]
     positive, lse = jnp.diag(logits), logsumexp(logits, axis=1)
     loss = contrastive_loss(args.contrastive_loss, logits) + args.logsumexp_penalty * jnp.mean(lse**2)
     return loss, {
@@ -288,8 +288,8 @@ def alpha_loss(params, entropy, target_entropy):
 
 def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
-    state, action, goal, commanded = batch
-    critic, metrics = critic_loss(params, state, action, goal, networks, args)
+    state, action, goal, commanded, log_mass = batch
+    critic, metrics = critic_loss(params, state, action, goal, log_mass, networks, args)
     actor_goal, row = goal, jnp.arange(len(goal))[:, None]  # the very array where it can be: XLA computes ψ(g) once
     if any(isinstance(share, jax.Array) or share for share in (args.random_goals, args.commanded_goals)):  # or traced
         actor_goal = jnp.where(row < args.random_goals * len(goal), jnp.roll(goal, -1, axis=0), goal)  # the next row's
@@ -369,8 +369,8 @@ def make_train(args, env=None, eval_env=None):
             goal = envs.pursued_goals(goal, env_state.info["steps"], args.goal_steps)
             action = act(networks, runner, jnp.concatenate([state, goal], axis=-1), noise)
             after = train_env.step(env_state, action)
-            achieved = env.achieved(after.info["next_obs"])
-            return after, (Transition(state, action, goal, achieved), env_state.info["traj_id"])
+            achieved, terminated = env.achieved(after.info["next_obs"]), after.done - after.info["truncation"]
+            return after, (Transition(state, action, goal, achieved, terminated), env_state.info["traj_id"])
 
         key, noise_key = jax.random.split(runner.key)
         noise = envs.action_noise(train_env, noise_key, schedule.unroll_length, args.noise_correlation)
@@ -396,8 +396,8 @@ def make_train(args, env=None, eval_env=None):
             "psi": networks.psi.init(psi_key, goal),
             "log_alpha": jnp.zeros(()),
         }
-        unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
-        buffer = buffer_init(Transition(state, action, goal, goal), unrolls * schedule.unroll_length, num_envs)
+        capacity = schedule.unroll_length * math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
+        buffer = buffer_init(Transition(state, action, goal, goal, jnp.zeros(())), capacity, num_envs)
         opt_state, statistics = optimizer.init(params), running_statistics.init_state([state, goal])
         runner = RunnerState(params, opt_state, statistics, env_state, buffer, key, eval_key)
         return jax.lax.fori_loop(0, schedule.warmup_iterations, lambda _, runner: unroll(runner), runner)
@@ -413,12 +413,12 @@ def make_train(args, env=None, eval_env=None):
         runner = unroll(runner)
         key, batch_key, noise_key, goal_key = jax.random.split(runner.key, 4)
         shape = (args.best_of, schedule.updates_per_iteration, args.batch_size // args.num_devices)
-        now, goal = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        best = jnp.argmax(jnp.square(now.achieved - env.achieved(now.state)).sum(-1), axis=0)[None, ..., None]
-        now, goal = jax.tree.map(lambda x: jnp.take_along_axis(x, best, axis=0)[0], (now, goal))
+        now, goal, log_mass = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
+        best = jnp.argmax(jnp.square(now.achieved - env.achieved(now.state)).sum(-1), axis=0)
+        now, goal, log_mass = jax.tree.map(lambda x: x[best, *jnp.indices(shape[1:])], (now, goal, log_mass))
         goal += args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, goal.shape)
         state, goals = running_statistics.normalize([now.state, jnp.stack([goal, now.goal])], runner.statistics)
-        inputs = (state, now.action, *goals), jax.random.normal(noise_key, now.action.shape)
+        inputs = (state, now.action, *goals, log_mass), jax.random.normal(noise_key, now.action.shape)
         (params, opt_state), _ = jax.lax.scan(update, (runner.params, runner.opt_state), inputs)
         _, metrics = total_loss(params, *jax.tree.map(lambda x: x[-1], inputs), networks, args)  # of the last batch
         return runner._replace(params=params, opt_state=opt_state, key=key), metrics

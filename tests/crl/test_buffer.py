@@ -21,26 +21,29 @@ class Transition(NamedTuple):
 
     state: np.ndarray
     achieved: np.ndarray
+    terminated: np.ndarray
 
 
 add = jax.jit(buffer_add)
 sample = jax.jit(sample_pairs, static_argnums=(2, 3))
 
 
-def fill(ids, capacity, unroll):
-    """A buffer after the trajectory ids (time, num_envs) were written `unroll` steps at a time."""
+def fill(ids, capacity, unroll, terminated=None):
+    """A buffer after the trajectory ids and ends (time, num_envs) were written `unroll` steps at a time."""
     num_steps, num_envs = ids.shape
-    buffer = buffer_init(Transition(*jnp.zeros((2, 2), jnp.int32)), capacity, num_envs)
+    terminated = np.zeros(ids.shape) if terminated is None else terminated
+    buffer = buffer_init(Transition(*jnp.zeros((2, 2), jnp.int32), jnp.zeros(())), capacity, num_envs)
     for start in range(0, num_steps, unroll):
         steps = np.arange(start, start + unroll)
         data = np.stack(np.broadcast_arrays(np.arange(num_envs)[None], steps[:, None]), axis=-1).astype(np.int32)
-        buffer = add(buffer, Transition(data, data), ids[start : start + unroll].astype(np.int32))
+        now = slice(start, start + unroll)
+        buffer = add(buffer, Transition(data, data, np.float32(terminated[now])), ids[now].astype(np.int32))
     return jax.tree.map(np.array, buffer)  # numpy's indexing compiles nothing
 
 
 def pairs(buffer, count, gamma=0.9, seed=0):
     """What is drawn, and what its goal is of, (count, 2) each."""
-    now, future = sample(buffer, jax.random.key(seed), (count,), gamma)
+    now, future, _ = sample(buffer, jax.random.key(seed), (count,), gamma)
     return np.array(now.state), np.array(future)
 
 
@@ -116,6 +119,21 @@ def test_a_goal_never_comes_from_elsewhere(data):
     assert (env == future_env).all()
     assert (oldest <= t).all() and (t <= u).all() and (u <= newest).all()
     assert (ids[t, env] == ids[u, env]).all()
+
+
+def test_what_would_come_after_the_end_reaches_nothing():
+    """m is 1 - γ^n, n steps before the task itself ends a trajectory, and 1 where one is cut off or goes on."""
+    gamma, ids = 0.9, np.stack([ids_of(3, 6, 7), ids_of(5, 9, 2)], axis=1)
+    terminated = np.zeros(ids.shape)
+    terminated[8, 0] = terminated[4, 1] = terminated[13, 1] = 1  # the others end by their length, or have not ended
+    buffer = fill(ids, capacity=12, unroll=4, terminated=terminated)
+    now, _, log_mass = sample(buffer, jax.random.key(0), (2000,), gamma)
+    expected = np.ones(ids.shape)
+    for env, first, last in ((0, 3, 8), (1, 0, 4), (1, 5, 13)):
+        expected[first : last + 1, env] = 1 - gamma ** np.arange(last - first + 1, 0, -1)
+    env, t = np.array(now.state).T
+    assert {*zip(env, t, strict=True)} == {(e, t) for e in (0, 1) for t in range(4, 16)}
+    np.testing.assert_allclose(np.exp(log_mass), expected[t, env], rtol=1e-5)
 
 
 def test_writing_leaves_the_rest_of_the_ring_alone():

@@ -128,7 +128,7 @@ def test_goals_of_the_actor(random, commanded, monkeypatch):
     args, networks, params, *_ = make_problem()
     own, other, practised = draw(10, 3, seed=1), draw(10, 3, seed=2), []
     shares = dict(random_goals=random, commanded_goals=commanded)
-    batch = draw(10, 6, seed=3), draw(10, 2, seed=4), own, other
+    batch = draw(10, 6, seed=3), draw(10, 2, seed=4), own, other, draw(10, seed=5)
     total_loss(params, batch, None, networks, dataclasses.replace(args, **shares))
     np.testing.assert_array_equal(practised[0], numpy_goals(own, other, random, commanded))
     assert (practised[0] is own) == (random == commanded == 0)
@@ -158,7 +158,7 @@ def make_problem(**flags):
         return {"actor": actor, "phi": phi, "psi": networks.psi.init(key, goal), "log_alpha": jnp.float32(-0.7)}
 
     params = jax.jit(init)(jax.random.key(0))
-    batch = state, action, goal, draw(BATCH, 3, seed=5)
+    batch = state, action, goal, draw(BATCH, 3, seed=5), -np.abs(draw(BATCH, seed=6))
     return args, networks, params, batch, draw(BATCH, 2, seed=4)
 
 
@@ -179,7 +179,7 @@ def totals():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_total_loss(energy, loss, totals):
     total, metrics = totals[energy][loss]
-    args, _, params, (state, action, goal, commanded), noise = make_problem()
+    args, _, params, (state, action, goal, commanded, log_mass), noise = make_problem()
     actor_goal = numpy_goals(goal, commanded, args.random_goals, args.commanded_goals)
     phi, psi = numpy_mlp(params["phi"], state, action), numpy_mlp(params["psi"], goal)
     mean, std = numpy_policy(numpy_mlp(params["actor"], state, actor_goal))
@@ -187,7 +187,7 @@ def test_total_loss(energy, loss, totals):
     log_prob = numpy_log_prob(mean, std, u)
     policy_phi, policy_psi = numpy_mlp(params["phi"], state, np.tanh(u)), numpy_mlp(params["psi"], actor_goal)
 
-    logits = numpy_logits(energy, phi, psi)
+    logits = numpy_logits(energy, phi, psi) - log_mass[:, None]
     lse = np.array([numpy_lse(row) for row in logits])
     alpha = np.exp(-0.7)
     expected = {
@@ -211,11 +211,11 @@ def test_total_loss(energy, loss, totals):
 def test_each_loss_trains_its_own_parameters_only():
     """The gradient of the sum is that of one loss for each network, with all other parameters as constants."""
     args, networks, params, batch, noise = make_problem()
-    state, action, goal, commanded = batch
+    state, action, goal, commanded, log_mass = batch
     actor_goal = numpy_goals(goal, commanded, args.random_goals, args.commanded_goals)
 
     def critic(phi, psi):
-        return critic_loss(params | {"phi": phi, "psi": psi}, state, action, goal, networks, args)[0]
+        return critic_loss(params | {"phi": phi, "psi": psi}, state, action, goal, log_mass, networks, args)[0]
 
     def actor(own):
         return actor_loss(params | {"actor": own}, state, actor_goal, noise, networks, args)
@@ -242,7 +242,7 @@ def test_contrastive_learning_finds_the_pairs():
     def learn(params):
         def step(carry, _):
             gradient, metrics = jax.grad(critic_loss, has_aux=True)(
-                carry[0], state, action, state[:, :3], networks, args
+                carry[0], state, action, state[:, :3], jnp.zeros(64), networks, args
             )
             updates, opt_state = optimizer.update(gradient, carry[1])
             return (optax.apply_updates(carry[0], updates), opt_state), metrics["categorical_accuracy"]

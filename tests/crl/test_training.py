@@ -121,8 +121,8 @@ def test_the_goals_of_pairs_have_noise(goal_noise, monkeypatch):
     """Of so many thresholds, independent in rows and coordinates; without it they are what was achieved, to the bit."""
 
     def pairs(*args):
-        now, goal = sample_pairs(*args)
-        return now, jnp.full_like(goal, 3.0)
+        now, goal, log_mass = sample_pairs(*args)
+        return now, jnp.full_like(goal, 3.0), log_mass
 
     def loss(params, batch, *others):
         total, metrics = total_loss(params, batch, *others)
@@ -145,18 +145,18 @@ def test_a_row_is_the_one_of_several_transitions_whose_step_moved_the_goal_most(
 
     def pairs(buffer, key, shape, gamma):
         assert shape == (n, 2, TINY.batch_size)
-        now, goal = sample_pairs(buffer, key, shape, gamma)
+        now, goal, log_mass = sample_pairs(buffer, key, shape, gamma)
         number = jnp.broadcast_to(jnp.arange(n)[:, None, None, None], (*shape, 1))  # of the candidate
         row = jnp.arange(TINY.batch_size)[:, None]
         moved = jnp.array([1.0, -3.0, 2.0])[(number + row) % n]  # farthest, and backwards, where number + row is 1
         moved_to = env.achieved(now.state) + moved
         now = now._replace(achieved=moved_to, action=number + 0 * now.action, goal=number + 0 * goal)
-        return now, number + 0 * goal
+        return now, number + 0 * goal, number[..., 0] + 0 * log_mass
 
     def loss(params, batch, *others):
         total, metrics = total_loss(params, batch, *others)
         expected = ((1 - jnp.arange(TINY.batch_size)) % n)[:, None]
-        wrong = [jnp.abs(x - expected).max() for x in batch[1:]]
+        wrong = [jnp.abs(x.reshape(len(x), -1) - expected).max() for x in batch[1:]]
         return total, metrics | {"wrong": jnp.stack(wrong).max()}
 
     monkeypatch.setattr(crl_jax, "sample_pairs", pairs)

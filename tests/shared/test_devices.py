@@ -15,9 +15,9 @@ import envs
 from harness.devices import runner_of, spread
 
 COLLECTIVES = {
-    # φ and ψ are gathered in an update and, for the metrics, once an iteration. Statistics of what was seen are reduced
-    # once an unroll.
-    "crl_jax": {"all-reduce": 1 + 3, "all-gather": 4, "reduce-scatter": 2},
+    # φ, ψ and log m are gathered in an update and, for the metrics, once an iteration. Statistics of what was seen are
+    # reduced once an unroll.
+    "crl_jax": {"all-reduce": 1 + 3, "all-gather": 6, "reduce-scatter": 2},
     "sac_her_jax": {"all-reduce": 1 + 3},
     "td3_her_jax": {"all-reduce": 2 + 3},  # the critics' and the actor's
     "ppo_jax": {"all-reduce": 1 + 2, "all-gather": 1},  # of advantages
@@ -78,7 +78,7 @@ def test_gradient_over_devices_is_that_of_the_whole_batch():
     crl_jax = load("crl_jax")
     args = make_args("crl_jax", num_envs=4, num_eval_envs=4, width=8, repr_dim=4)
     networks = crl_jax.make_networks(args, Plane())
-    rows = [jnp.asarray(draw(8, 2, seed=i)) for i in range(3)]  # states, actions, goals
+    rows = [*(jnp.asarray(draw(8, 2, seed=i)) for i in range(3)), draw(8, seed=3)]  # states, actions, goals, log m
     params = {
         "phi": networks.phi.init(jax.random.key(0), *rows[:2]),
         "psi": networks.psi.init(jax.random.key(1), rows[2]),
@@ -90,7 +90,7 @@ def test_gradient_over_devices_is_that_of_the_whole_batch():
 
     whole = gradient(args, *rows)
     shared = dataclasses.replace(args, num_devices=4)
-    parts = [x.reshape(4, 2, -1) for x in rows]
+    parts = [x.reshape(4, 2, *x.shape[1:]) for x in rows]
     of_each = jax.vmap(partial(gradient, shared), axis_name="devices")(*parts)
     for i in range(4):
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-5, atol=1e-6), of_each, whole)
