@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
@@ -218,6 +219,24 @@ def test_learning_ends_with_the_run_if_its_rate_is_annealed(script, anneal_lr):
         assert change[-1] == 0 and np.all(np.diff(change) < 0)
     else:
         assert change[-1] > change[0] / 3
+
+
+class Holes(Line):
+    """Its episode ends in every other stretch of 5 cm."""
+
+    def pipeline_step(self, physics, control):
+        x = physics["x"] + control
+        return {"x": x, "ended": (jnp.floor(20 * x) % 2 == 0).all()}
+
+
+@pytest.mark.parametrize("script", ["crl_jax", "sac_her_jax", "td3_her_jax"])
+def test_the_buffer_tells_an_end_of_the_task_from_one_of_length(script):
+    args = make_args(script, num_envs=16, episode_length=3, learning_starts=40, buffer_size=40)
+    buffer = jax.jit(load(script).make_train(args, Holes())[0])(jax.random.key(0)).buffer
+    data, ids = jax.tree.map(lambda x: np.array(x[:36]), (buffer.data, buffer.traj_id))
+    after = data.achieved if script == "crl_jax" else data.next_state
+    np.testing.assert_array_equal(data.terminated, np.floor(20 * after[..., 0]) % 2 == 0)
+    assert 50 < data.terminated[:-1].sum() < ids[-1].sum()  # the others were cut off
 
 
 @pytest.mark.parametrize("script", ["sac_her_jax", "td3_her_jax"])
