@@ -75,7 +75,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
-    target_entropy: float = -1.0  # H̄ for each dimension of an action or chunk, nats: alpha is tuned to keep the entropy
+    target_entropy: float = -1.0  # H̄ for each dimension of an action or chunk, in nats: alpha keeps the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for the critic's two encoders
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha

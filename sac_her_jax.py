@@ -69,7 +69,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
     goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
-    target_entropy: float = -0.5  # H̄ for each dimension of an action or chunk, nats: alpha is tuned to keep the entropy
+    target_entropy: float = -0.5  # H̄ for each dimension of an action or chunk, in nats: alpha keeps the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
     alpha_lr: float = 1e-3  # Adam's learning rate for log alpha
@@ -205,8 +205,7 @@ def sample_transitions(buffer, key, batch_shape, her_ratio, her_strategy, get_go
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key, her_key = jax.random.split(key, 4)
-    oldest = jnp.maximum(buffer.num_steps - capacity, 0)
-    step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
+    step = jax.random.randint(step_key, batch_shape, jnp.maximum(buffer.num_steps - capacity, 0), buffer.num_steps)
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
     k = n if her_strategy == "final" else jax.random.randint(k_key, batch_shape, 1, n + 1)
@@ -362,9 +361,9 @@ def make_train(args, env=None, eval_env=None):
             "critics": tuple(networks.critic.init(critic_key, state, action, goal) for critic_key in critic_keys),
             "log_alpha": jnp.zeros(()),
         }
-        unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
+        capacity = schedule.unroll_length * math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
         transition = Transition(state, action, goal, state, jnp.zeros(()))
-        buffer = buffer_init(transition, unrolls * schedule.unroll_length, num_envs)
+        buffer = buffer_init(transition, capacity, num_envs)
         target_critics = jax.tree.map(jnp.copy, params["critics"])
         opt_state, statistics = optimizer.init(params), running_statistics.init_state([state, goal])
         runner = RunnerState(params, target_critics, opt_state, statistics, env_state, buffer, key, eval_key)

@@ -205,8 +205,7 @@ def sample_transitions(buffer, key, batch_shape, her_ratio, her_strategy, get_go
     """
     capacity, num_envs = buffer.traj_id.shape
     step_key, env_key, k_key, her_key = jax.random.split(key, 4)
-    oldest = jnp.maximum(buffer.num_steps - capacity, 0)
-    step = jax.random.randint(step_key, batch_shape, oldest, buffer.num_steps)
+    step = jax.random.randint(step_key, batch_shape, jnp.maximum(buffer.num_steps - capacity, 0), buffer.num_steps)
     env = jax.random.randint(env_key, batch_shape, 0, num_envs)
     n = buffer.last_step[buffer.traj_id[step % capacity, env] % capacity, env] - step + 1
     k = n if her_strategy == "final" else jax.random.randint(k_key, batch_shape, 1, n + 1)
@@ -348,9 +347,9 @@ def make_train(args, env=None, eval_env=None):
             "actor": networks.actor.init(actor_key, state, goal),
             "critics": tuple(networks.critic.init(critic_key, state, action, goal) for critic_key in critic_keys),
         }
-        unrolls = math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
+        capacity = schedule.unroll_length * math.ceil(args.buffer_size / (schedule.unroll_length * args.action_chunk))
         transition = Transition(state, action, goal, state, jnp.zeros(()))
-        buffer = buffer_init(transition, unrolls * schedule.unroll_length, num_envs)
+        buffer = buffer_init(transition, capacity, num_envs)
         target_params = jax.tree.map(jnp.copy, params)
         opt_state = actor_optimizer.init(params["actor"]), critic_optimizer.init(params["critics"])
         statistics = running_statistics.init_state([state, goal])
