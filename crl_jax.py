@@ -1,22 +1,22 @@
 """Contrastive reinforcement learning (CRL): reach goals without a reward function or a model of the world.
 
-Take a state and an action of a past trajectory and, as a goal, a place near where that trajectory was k steps later:
+Take a state and an action of a past trajectory and, as a goal, what that trajectory achieved k steps later:
 
-    (s_t, a_t),   g = state_{t+k}[goal_indices] + σε,   P(k) ∝ γ^k,  1 ≤ k ≤ steps recorded from t on,   ε ~ N(0, I)
+    (s_t, a_t),   g = state_{t+k}[goal_indices] + σε,   P(k) ∝ γ^k,   1 ≤ k ≤ n,   ε ~ N(0, I)
 
-where goal_indices are the entries of a state that a goal is about. Two networks, φ and ψ, turn (s, a) and g, normalised
-as for the policy, into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their distance, learns to
-tell which goal of a batch belongs to which (s, a). Each row of logits[i, j] = f(s_i, a_i, g_j) - log m_i is a
-classification problem with answer column i, each column j one with answer row j; the rest are negatives. m_i is 1 or,
-if the task ended the trajectory after n steps, 1 - γ^n: nothing is reached beyond. The symmetric InfoNCE loss is
+where goal_indices are the entries of a state that a goal is about, and n steps are recorded from t on. Networks φ and ψ
+turn (s, a) and g, with s and g normalised, into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus
+their distance, learns which goal of a batch belongs to which (s, a). Each row of logits[i, j] = f(s_i, a_i, g_j) - log
+m_i is a classification problem with answer column i, each column j one with answer row j; all else are negatives. m_i
+is 1 or, where the task ended the trajectory, 1 - γ^n: nothing is reached beyond. The symmetric InfoNCE loss is
 
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )
 
 Its best critic is, up to a constant that the last term fixes, log p(g | s, a) - log p(g): how much likelier g is to be
-reached, discounted by γ, after a in s than at random, under the policies that filled the buffer (with σ > 0 within
-about σ, with --best-of in steps that moved much). So the actor picks the actions likeliest to lead to its goal g', the
-row's own g, another row's, or the one commanded then, and α is tuned to keep its entropy at the target H̄:
+reached, discounted by γ, after a in s than at random, under the policies that filled the buffer (where tasks end
+trajectories, if n follows from (s, a); σ > 0 blurs g, --best-of changes p(g)). So the actor picks the actions likeliest
+to lead to its goal g', the row's own g, another row's, or the one commanded then; α is tuned to keep its entropy at H̄:
 
     L(π) = mean( α log π(a | s, g') - f(s, a, g') ),  a ~ π(· | s, g')     L(α) = α · mean( -log π(a | s, g') - H̄ )
 
@@ -45,7 +45,7 @@ from envs import running_statistics  # brax's
 class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS, or a class of your own, module:Class
-    layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
+    layout: str | None = None  # of a maze: rows with spaces between, of # walls, r starts, g goals, b balls and . floor
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
     action_chunk: int = 1  # actions picked at once, without looking; one step for the losses, whose γ is gamma^chunk
@@ -54,7 +54,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole updates
+    unroll_length: int = 25  # steps of each environment between updates, rounded up to whole chunks and updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
@@ -63,17 +63,17 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
     batch_size: int = 256  # (state, action, goal) rows of an update; each has batch_size - 1 negatives
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
-    learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
+    learning_starts: int = 50  # steps of each environment before the first update, even beyond total_timesteps
     gamma: float = 0.95  # discount: a goal is drawn k steps ahead with probability proportional to gamma^k
     energy: Literal["norm", "l2", "dot"] = "norm"  # similarity of two representations
     contrastive_loss: Literal["fwd_infonce", "bwd_infonce", "sym_infonce", "binary_nce"] = "sym_infonce"  # critic's
     logsumexp_penalty: float = 0.1  # weight c of the squared logsumexp in the critic's loss
     random_goals: float = 0.0  # share of a batch for which the actor's goal is another row's
-    commanded_goals: float = 0.5  # share for which the actor's goal is the one commanded when the action was taken
-    best_of: int = 1  # transitions drawn for a row, which takes the one in whose step state[goal_indices] moved most
+    commanded_goals: float = 0.5  # share of a batch for which the actor's goal is the one commanded at the time
+    best_of: int = 1  # candidates for a row of a batch: the one whose step moves state[goal_indices] most is taken
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, in thresholds of success
-    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
-    goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    noise_correlation: float = 0.0  # of exploration noise, from step to step of an unroll: near 1 it goes farther
+    goal_steps: int = 0  # each so many steps a training episode takes a neighbour's goal; 0: it keeps its own
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     target_entropy: float = -1.0  # H̄ for each dimension of an action or chunk, in nats: alpha keeps the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -93,7 +93,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
         super().__post_init__()
         harness.check(self.batch_size > 1, "--batch-size must be at least 2, or there are no negatives")
         harness.check((self.gamma > 0) & (self.gamma < 1), "--gamma must lie between 0 and 1, both excluded")
-        harness.check(self.random_goals + self.commanded_goals <= 1, "--random-goals and --commanded-goals exceed 1")
+        harness.check(self.random_goals + self.commanded_goals <= 1, "--random-goals + --commanded-goals exceeds 1")
         harness.check(self.noise_correlation < 1, "--noise-correlation must be less than 1")
         harness.check(not self.residual or self.depth % 4 == 0, "--depth must be a multiple of 4 with --residual")
 
@@ -163,7 +163,7 @@ def make_networks(args, env):
 
 
 def sample_action(actor_out, noise):
-    """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
+    """The action in [-1, 1] that standard normal noise, (..., action_dim), draws, and its log-density, (...,)."""
     mean, log_std = jnp.split(actor_out, 2, axis=-1)
     log_std = -5 + 3.5 * (jnp.tanh(log_std) + 1)  # between -5 and 2
     u = mean + jnp.exp(log_std) * noise
@@ -195,8 +195,8 @@ class Buffer(NamedTuple):
     """
 
     data: Transition  # (capacity, num_envs, ...)
-    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): no more trajectories than steps, so that each has a slot
+    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to: 0, 1, 2, … in each environment
+    last_step: jax.Array  # (capacity, num_envs): of a trajectory; there are no more of them than slots
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -290,8 +290,8 @@ def total_loss(params, batch, noise, networks, args):
     """The sum of the three, each of which trains its own parameters alone, and a dict of scalars to log."""
     state, action, goal, commanded, log_mass = batch
     critic, metrics = critic_loss(params, state, action, goal, log_mass, networks, args)
-    actor_goal, row = goal, jnp.arange(len(goal))[:, None]  # the very array where it can be: XLA computes ψ(g) once
-    if any(isinstance(share, jax.Array) or share for share in (args.random_goals, args.commanded_goals)):  # or traced
+    actor_goal, row = goal, jnp.arange(len(goal))[:, None]  # with no share the same array: XLA computes ψ(g) once
+    if any(isinstance(share, jax.Array) or share for share in (args.random_goals, args.commanded_goals)):
         actor_goal = jnp.where(row < args.random_goals * len(goal), jnp.roll(goal, -1, axis=0), goal)  # the next row's
         actor_goal = jnp.where(row >= (1 - args.commanded_goals) * len(goal), commanded, actor_goal)
     actor, entropy = actor_loss(params, state, actor_goal, noise, networks, args)
@@ -379,7 +379,7 @@ def make_train(args, env=None, eval_env=None):
         if args.normalize_observations:
             seen = [transitions.state, transitions.achieved]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
-            floor = [0, env.goal_reach_thresh]  # goals nearer than that are the same: no finer unit
+            floor = [0, env.goal_reach_thresh]  # what is nearer than the threshold counts as there: no finer unit
             statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
@@ -414,7 +414,7 @@ def make_train(args, env=None, eval_env=None):
         key, batch_key, noise_key, goal_key = jax.random.split(runner.key, 4)
         shape = (args.best_of, schedule.updates_per_iteration, args.batch_size // args.num_devices)
         now, goal, log_mass = sample_pairs(runner.buffer, batch_key, shape, args.gamma**args.action_chunk)
-        best = jnp.argmax(jnp.square(now.achieved - env.achieved(now.state)).sum(-1), axis=0)
+        best = jnp.argmax(jnp.square(now.achieved - env.achieved(now.state)).sum(-1), axis=0)  # (updates, batch)
         now, goal, log_mass = jax.tree.map(lambda x: x[best, *jnp.indices(shape[1:])], (now, goal, log_mass))
         goal += args.goal_noise * env.goal_reach_thresh * jax.random.normal(goal_key, goal.shape)
         state, goals = running_statistics.normalize([now.state, jnp.stack([goal, now.goal])], runner.statistics)

@@ -15,7 +15,7 @@ close to the old ones, the value its own target, and a bonus keeps the policy ra
 
 Â is A, normalised to mean 0 and standard deviation 1 in each minibatch (--no-normalize-advantage: A itself); A is 0
 after the rollout's last step. (s, g) is normalised by its mean and deviation so far (--no-normalize-observations: not),
-and the gradients of π and of V are each scaled down to a norm of --max-grad-norm.
+and the gradients of π and of V are each clipped to a norm of --max-grad-norm.
 
 PPO learns from the rewards that it meets. With a sparse one it has to meet goals by chance; --dense-reward shows it the
 way.
@@ -45,7 +45,7 @@ from envs import running_statistics  # brax's
 class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS, or a class of your own, module:Class
-    layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
+    layout: str | None = None  # of a maze: rows with spaces between, of # walls, r starts, g goals, b balls and . floor
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
     action_chunk: int = 1  # actions picked at once, without looking; one step for the losses, whose γ is gamma^chunk
@@ -54,7 +54,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole minibatches
+    unroll_length: int = 25  # steps of each environment between updates, rounded up to whole chunks and minibatches
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
@@ -64,14 +64,14 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     gamma: float = 0.97  # discount of rewards to come
     gae_lambda: float = 0.95  # λ of the advantages: 0 takes one reward and then the value, 1 all of the unroll's
     update_epochs: int = 4  # times that a rollout is learnt from
-    num_minibatches: int = 8  # parts into which it is split, an update each
+    num_minibatches: int = 8  # parts into which a rollout is split, an update each
     clip_eps: float = 0.2  # ε, how far from 1 a ratio of probabilities may go until no more is gained
     entropy_coef: float = 1e-3  # weight β of the entropy bonus
     normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
     normalize_observations: bool = True  # by mean and standard deviation in all rollouts before
     learning_rate: float = 3e-4  # Adam's learning rate
     anneal_lr: bool = False  # let learning rates fall linearly, to 0 at the end of the run
-    max_grad_norm: float = 0.5  # each network's gradient is scaled down to this norm
+    max_grad_norm: float = 0.5  # each network's gradient is clipped to this norm
 
     # networks
     width: int = 256  # units of a hidden layer
@@ -293,17 +293,6 @@ def make_train(args, env=None, eval_env=None):
     clip = optax.multi_transform({"actor": clip, "critic": clip}, {"actor": "actor", "critic": "critic"})
     optimizer = optax.chain(clip, optax.flatten(optax.adam(lr)))
 
-    def init(key):
-        key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)
-        if args.num_devices > 1:  # each has starts, goals and noise of its own
-            device = jax.lax.axis_index(args.axes)
-            key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
-        env_state = train_env.reset(env_key)
-        obs = env_state.obs[0]
-        params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
-        opt_state, statistics = optimizer.init(params), running_statistics.init_state(obs)
-        return RunnerState(params, opt_state, statistics, env_state, key, eval_key)
-
     def unroll(runner):
         """Every environment takes `unroll_length` actions of the stochastic policy; returns these `Transition`s too."""
 
@@ -328,6 +317,17 @@ def make_train(args, env=None, eval_env=None):
         keys = jax.random.split(unroll_key, schedule.unroll_length)
         env_state, transitions = jax.lax.scan(step, runner.env_state, keys)
         return runner._replace(env_state=env_state, key=key), transitions
+
+    def init(key):
+        key, eval_key, env_key, actor_key, critic_key = jax.random.split(key, 5)
+        if args.num_devices > 1:  # each has starts, goals and noise of its own
+            device = jax.lax.axis_index(args.axes)
+            key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
+        env_state = train_env.reset(env_key)
+        obs = env_state.obs[0]
+        params = {"actor": networks.actor.init(actor_key, obs), "critic": networks.critic.init(critic_key, obs)}
+        opt_state, statistics = optimizer.init(params), running_statistics.init_state(obs)
+        return RunnerState(params, opt_state, statistics, env_state, key, eval_key)
 
     def update(carry, inputs):
         params, opt_state = carry

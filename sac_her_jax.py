@@ -1,8 +1,8 @@
 """Soft actor-critic with hindsight experience replay (SAC + HER): goals that were reached by chance teach how to reach.
 
 The reward of a step is 1 where it ends near the goal and 0 elsewhere (or the task's shaped one, --dense-reward). Twin
-critics Q₁, Q₂(s, a, g) learn how much of it is to come, discounted by γ, and with it the policy's entropy, as much as α
-asks for, which is tuned to keep the entropy at its target H̄:
+critics Q₁, Q₂(s, a, g) learn the discounted sum of rewards, and of α times the policy's entropy, that is to come; α is
+tuned to keep the entropy at its target H̄:
 
     y = r(s, a, s', g) + γ (1 - terminated) ( min_i Q̄_i(s', a', g) - α log π(a' | s', g) ),   a' ~ π(· | s', g)
     L(Q) = mean( (Q₁(s, a, g) - y)² + (Q₂(s, a, g) - y)² )
@@ -42,7 +42,7 @@ from envs import running_statistics  # brax's
 class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS, or a class of your own, module:Class
-    layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
+    layout: str | None = None  # of a maze: rows with spaces between, of # walls, r starts, g goals, b balls and . floor
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
     action_chunk: int = 1  # actions picked at once, without looking; one step for the losses, whose γ is gamma^chunk
@@ -51,7 +51,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between two rounds of updates, rounded up to whole updates
+    unroll_length: int = 25  # steps of each environment between updates, rounded up to whole chunks and updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 1.0  # noise of evaluated actions, in standard deviations: 1 samples the policy, 0 is its mean
@@ -60,14 +60,14 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
     batch_size: int = 256  # transitions of an update
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
-    learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
+    learning_starts: int = 50  # steps of each environment before the first update, even beyond total_timesteps
     gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 is plain SAC
     her_strategy: Literal["future", "final"] = "future"  # hindsight goals: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
-    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
-    goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    noise_correlation: float = 0.0  # of exploration noise, from step to step of an unroll: near 1 it goes farther
+    goal_steps: int = 0  # each so many steps a training episode takes a neighbour's goal; 0: it keeps its own
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     target_entropy: float = -0.5  # H̄ for each dimension of an action or chunk, in nats: alpha keeps the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
@@ -143,7 +143,7 @@ def make_networks(args, env):
 
 
 def sample_action(actor_out, noise):
-    """The action in [-1, 1] that standard normal noise, (..., action_dim), picks, and its log-density, (...,)."""
+    """The action in [-1, 1] that standard normal noise, (..., action_dim), draws, and its log-density, (...,)."""
     mean, log_std = jnp.split(actor_out, 2, axis=-1)
     log_std = -5 + 3.5 * (jnp.tanh(log_std) + 1)  # between -5 and 2
     u = mean + jnp.exp(log_std) * noise
@@ -175,8 +175,8 @@ class Buffer(NamedTuple):
     """
 
     data: Transition  # (capacity, num_envs, ...)
-    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): no more trajectories than steps, so that each has a slot
+    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to: 0, 1, 2, … in each environment
+    last_step: jax.Array  # (capacity, num_envs): of a trajectory; there are no more of them than slots
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -345,7 +345,7 @@ def make_train(args, env=None, eval_env=None):
         if args.normalize_observations:
             seen = [transitions.state, env.achieved(transitions.next_state)]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
-            floor = [0, env.goal_reach_thresh]  # goals nearer than that are the same: no finer unit
+            floor = [0, env.goal_reach_thresh]  # what is nearer than the threshold counts as there: no finer unit
             statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 

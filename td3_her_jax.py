@@ -43,7 +43,7 @@ from envs import running_statistics  # brax's
 class Args(harness.RunArgs):  # --seed, --resume and what else is not about the algorithm
     # task
     env_id: str = "reacher"  # task, one of envs.ENV_IDS, or a class of your own, module:Class
-    layout: str | None = None  # of a maze: rows of # walls, r starts, g goals, b balls, . empty; None: the task's own
+    layout: str | None = None  # of a maze: rows with spaces between, of # walls, r starts, g goals, b balls and . floor
     eval_env_id: str | None = None  # another task to evaluate on, say a maze of another layout; None: env_id
     backend: str | None = None  # physics; None: the task's own on this machine, see docs/environments.md
     action_chunk: int = 1  # actions picked at once, without looking; one step for the losses, whose γ is gamma^chunk
@@ -52,7 +52,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     total_timesteps: int = 500_000  # environment steps of the run, rounded up to whole epochs
     num_envs: int = 256  # environments stepped in parallel
     episode_length: int | None = None  # steps until an episode is truncated; None: the task's own
-    unroll_length: int = 25  # steps of each environment between rounds of updates, rounded up to whole actor updates
+    unroll_length: int = 25  # steps of each environment between updates, rounded up to whole chunks and actor updates
     num_evals: int = 20  # evaluations at most, evenly spaced; the time between two is an epoch
     num_eval_envs: int = 128  # episodes of an evaluation
     eval_noise: float = 0.0  # noise of evaluated actions, in units of exploration_noise: 0 is the policy itself
@@ -61,7 +61,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     env_steps_per_update: int = 16  # environment steps, over all environments, for each gradient update
     batch_size: int = 256  # transitions of an update
     buffer_size: int = 10_000  # steps of each environment in the replay buffer, rounded up to whole unrolls
-    learning_starts: int = 50  # steps of each environment before the first update, rounded up to whole unrolls
+    learning_starts: int = 50  # steps of each environment before the first update, even beyond total_timesteps
     gamma: float = 0.95  # discount of rewards to come; with 0.99 far goals count more
     dense_reward: bool = False  # the task's shaped reward instead of 1 near the goal and 0 elsewhere
     her_ratio: float = 0.8  # share of a batch that gets a goal reached later in its trajectory; 0 gives none
@@ -72,8 +72,8 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     smoothing_clip: float = 0.5  # c, where that noise is clipped
     preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
     exploration_noise: float = 0.4  # σ_e, standard deviation of the noise on actions in training
-    noise_correlation: float = 0.0  # of exploration noise from step to step of an unroll: near 1 it leads off goals
-    goal_steps: int = 0  # after each so many steps an episode goes on with a neighbour's goal; 0: its own to the end
+    noise_correlation: float = 0.0  # of exploration noise, from step to step of an unroll: near 1 it goes farther
+    goal_steps: int = 0  # each so many steps a training episode takes a neighbour's goal; 0: it keeps its own
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics
@@ -175,8 +175,8 @@ class Buffer(NamedTuple):
     """
 
     data: Transition  # (capacity, num_envs, ...)
-    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to; consecutive in an environment
-    last_step: jax.Array  # (capacity, num_envs): no more trajectories than steps, so that each has a slot
+    traj_id: jax.Array  # (capacity, num_envs): the trajectory that a step belongs to: 0, 1, 2, … in each environment
+    last_step: jax.Array  # (capacity, num_envs): of a trajectory; there are no more of them than slots
     num_steps: jax.Array  # (): steps written so far, overwritten ones included
 
 
@@ -331,7 +331,7 @@ def make_train(args, env=None, eval_env=None):
         if args.normalize_observations:
             seen = [transitions.state, env.achieved(transitions.next_state)]
             statistics = running_statistics.update(statistics, seen, std_min_value=0.01, pmap_axis_name=args.axes)
-            floor = [0, env.goal_reach_thresh]  # goals nearer than that are the same: no finer unit
+            floor = [0, env.goal_reach_thresh]  # what is nearer than the threshold counts as there: no finer unit
             statistics = statistics.replace(std=jax.tree.map(jnp.maximum, statistics.std, floor))
         return runner._replace(statistics=statistics, env_state=env_state, buffer=buffer, key=key)
 
@@ -341,8 +341,7 @@ def make_train(args, env=None, eval_env=None):
             device = jax.lax.axis_index(args.axes)
             key, eval_key, env_key = (jax.random.fold_in(k, device) for k in (key, eval_key, env_key))
         env_state = train_env.reset(env_key)
-        state, goal = jnp.split(env_state.obs[0], [env.state_dim])
-        action = jnp.zeros(env.action_size)
+        state, goal, action = *jnp.split(env_state.obs[0], [env.state_dim]), jnp.zeros(env.action_size)
         params = {
             "actor": networks.actor.init(actor_key, state, goal),
             "critics": tuple(networks.critic.init(critic_key, state, action, goal) for critic_key in critic_keys),

@@ -21,9 +21,8 @@ from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-import envs
 from envs.base import GoalEnv, UsageError
-from envs.registry import TASKS
+from envs.registry import TASKS, make
 from envs.render import draw
 from envs.wrappers import where_done
 
@@ -46,7 +45,7 @@ class _GoalConvention:
 
     def __init__(self, env_id: str | GoalEnv, render_mode: str | None = None, **kwargs):
         """`env_id`: one of `envs.ENV_IDS`, or a task; `kwargs`: `backend`, `dense_reward` and others of `envs.make`."""
-        self.task = task = envs.make(env_id, **kwargs) if isinstance(env_id, str) else env_id
+        self.task = task = make(env_id, **kwargs) if isinstance(env_id, str) else env_id
         self.render_mode = render_mode
         self.metadata = self.metadata | {"render_fps": round(1 / float(task.dt))}
         state, goal = (Box(-np.inf, np.inf, (size,)) for size in (task.state_dim, len(task.goal_indices)))

@@ -9,8 +9,8 @@ import mujoco
 import numpy as np
 from PIL import Image, ImageDraw
 
-import envs
-from envs import GoalEnv, UsageError
+from envs.base import GoalEnv, UsageError
+from envs.registry import TASKS, make
 
 _TITLE_HEIGHT = 24  # pixels
 
@@ -74,10 +74,10 @@ def save_film(path: str, pictures: np.ndarray):
 
 def gallery(columns: int = 6, width: int = 280, height: int = 210) -> Image.Image:
     """One picture of the start of each task, with their names."""
-    rows = math.ceil(len(envs.ENV_IDS) / columns)
+    rows = math.ceil(len(TASKS) / columns)
     sheet = Image.new("RGB", (columns * width, rows * (height + _TITLE_HEIGHT)), "white")
-    for i, env_id in enumerate(envs.ENV_IDS):
-        env = envs.make(env_id, backend="mujoco")
+    for i, env_id in enumerate(TASKS):
+        env = make(env_id, backend="mujoco")
         q = jax.jit(env.reset)(jax.random.key(4)).pipeline_state.q
         x, y = i % columns * width, i // columns * (height + _TITLE_HEIGHT)
         ImageDraw.Draw(sheet).text((x + 4, y + 3), env_id, "black", font_size=16)

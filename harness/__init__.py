@@ -1,6 +1,6 @@
 """What a run is: flags, log, checkpoints, resume, evaluation, film.
 
-A script's `main` needs two names of this package, and ends like this:
+A script's `main` ends like this:
 
     @harness.errors_in_one_line()
     def main():
@@ -15,8 +15,9 @@ What `run` asks of its arguments, and nothing else:
     `harness.check(condition, message)` refuses values for which the condition is false; a whole number below 1 and
     another below 0 are refused anyway, unless the default is as low. It must have the fields `env_id`, and
     `eval_env_id`, `episode_length` (None is the task's own), `num_eval_envs` and `eval_noise`, which `--evaluate` and
-    films read. If it has `total_timesteps`, `--resume` can go on to more of them, but not with an `anneal_lr` that is
-    true.
+    films read, and may have the task's `layout` and `backend`. If it has `total_timesteps`, `--resume` can go on to
+    more of them, but not with an `anneal_lr` that is true. Devices must divide `num_envs`, `batch_size` and
+    `num_eval_envs`.
   env, eval_env: `envs.GoalEnv`s, trained and evaluated on.
   schedule: has `steps_per_iteration` and `updates_per_iteration`, environment steps and updates between two returns to
     the buffer or rollout; `warmup_iterations`, those that `init` makes, `iterations_per_epoch`, and `num_epochs`. What
