@@ -22,11 +22,11 @@ from harness.devices import shapes_of, spread
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_jax.py"))
 SIZES = (
-    "--env-id simple_u_maze --num-envs 4 --unroll-length 8 --episode-length 20 --num-eval-envs 4 --width 8"
-    " --num-evals 12"
+    "--env-id simple_u_maze --action-chunk 3 --num-envs 4 --unroll-length 24 --episode-length 60 --num-eval-envs 4"
+    " --width 8 --num-evals 12"
 )
-OF_SCRIPT = {"crl_jax": "--repr-dim 4 --gamma 0.9", "ppo_jax": "--total-timesteps 384 --num-minibatches 2"}
-WITH_BUFFER = "--total-timesteps 416 --buffer-size 64 --learning-starts 16 --env-steps-per-update 8 --batch-size 8"
+OF_SCRIPT = {"crl_jax": "--repr-dim 4 --gamma 0.9", "ppo_jax": "--total-timesteps 1152 --num-minibatches 2"}
+WITH_BUFFER = "--total-timesteps 1248 --buffer-size 192 --learning-starts 48 --env-steps-per-update 24 --batch-size 8"
 
 
 def small(script, more=""):

@@ -6,7 +6,7 @@ import signal
 import pytest
 from harness_runs import assert_same_end, run, saved, small, start, table
 
-LINE = small("crl_jax", "--total-timesteps 1312 --num-evals 40 --checkpoint-every 6 --run-dir mine")
+LINE = small("crl_jax", "--total-timesteps 3936 --num-evals 40 --checkpoint-every 6 --run-dir mine")
 
 
 def until(word, process):

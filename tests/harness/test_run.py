@@ -122,6 +122,7 @@ def test_policy_stands_alone(script, finished):
     directory, module = finished(script), importlib.import_module(script)
     args, (runner, progress) = args_of(script, directory), final_state(script, directory)
     env = envs.make(args.env_id)
+    env = env if script == FORK else envs.chunk(env, args.action_chunk)
     act = partial(module.act, module.make_networks(args, env)) if script != FORK else module.act
     policy = jax.export.deserialize(bytearray((directory / "policy.jax").read_bytes()))
     assert policy.platforms == ("cpu", "cuda", "tpu")
@@ -140,6 +141,7 @@ def test_evaluate(script, finished):
     task = "reacher" if script == FORK else "simple_u_maze_eval"
     out = run(script, "--evaluate", directory, *shlex.split(more), "--eval-env-id", task, cwd=directory)
     policy, env = load_policy(directory / "policy.jax"), envs.make(task)
+    env = env if script == FORK else envs.chunk(env, 3)
     expected = jax.jit(lambda key: envs.evaluate(env, policy, key, 50, 200, 0.5))(jax.random.key(7))
     lines = out.splitlines()
     assert lines[0] == f"{task}, 50 episodes, seed 7" and len(lines) == 5
@@ -288,7 +290,7 @@ def test_a_number_that_is_none_stops_the_run_and_keeps_its_checkpoint(tmp_path):
 def test_a_run_under_debug_nans(finished, tmp_path):
     finished("crl_jax")  # which compiles its programs
     with jax.debug_nans(True):
-        run("crl_jax", *small("crl_jax", "--total-timesteps 128"), cwd=tmp_path)
+        run("crl_jax", *small("crl_jax", "--total-timesteps 384"), cwd=tmp_path)
 
 
 @pytest.mark.quick
