@@ -43,7 +43,7 @@ def test_film(pictures, tmp_path):
 
 
 def test_gallery(pictures, monkeypatch, tmp_path):
-    monkeypatch.setattr(envs, "ENV_IDS", ("reacher", "simple_u_maze", "cheetah"))
+    monkeypatch.setattr(render, "TASKS", ("reacher", "simple_u_maze", "cheetah"))
     monkeypatch.setattr(sys, "argv", ["envs", str(tmp_path / "gallery.png")])
     runpy.run_module("envs", run_name="__main__")
     with Image.open(tmp_path / "gallery.png") as sheet:

@@ -38,7 +38,8 @@ def test_export(script, finished, tmp_path):
     export(str(directory), file)
     dataset = dict(np.load(file))
     states = len(dataset["terminals"])
-    assert dataset["observations"].shape == (states, 4) and dataset["actions"].shape == (states, 2)
+    assert dataset["observations"].shape == (states, 4)
+    assert dataset["actions"].shape == (states, 6)  # chunks of three actions of two numbers
     assert dataset["goals"].shape == (states, 2) and states == 64 * 4
     same = (dataset["goals"][1:] == dataset["goals"][:-1]).all(1)  # as long as a trajectory lasts
     assert same[dataset["terminals"][:-1] == 0].all() and not same[dataset["terminals"][:-1] == 1].all()
