@@ -194,7 +194,7 @@ NONSENSE = [
     (dict(num_envs=0), "--num-envs 0: must be at least 1"),
     (dict(critic_lr=float("nan")), "--critic-lr nan: must be at least 0"),
     (dict(batch_size=1), "--batch-size must be at least 2"),
-    (dict(random_goals=0.6, commanded_goals=0.5), "--random-goals and --commanded-goals exceed 1"),
+    (dict(random_goals=0.6, commanded_goals=0.5), r"--random-goals \+ --commanded-goals exceeds 1"),
     (dict(gamma=1.0), "--gamma must lie between 0 and 1"),
     (dict(residual=True, depth=6), "--depth must be a multiple of 4"),
     (dict(noise_correlation=1.0), "--noise-correlation must be less than 1"),
