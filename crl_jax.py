@@ -4,11 +4,11 @@ Take a state and an action of a past trajectory and, as a goal, what that trajec
 
     (s_t, a_t),   g = state_{t+k}[goal_indices] + σε,   P(k) ∝ γ^k,   1 ≤ k ≤ n,   ε ~ N(0, I)
 
-where goal_indices are the entries of a state that a goal is about, and n steps are recorded from t on. Networks φ and ψ
-turn (s, a) and g, with s and g normalised, into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus
-their distance, learns which goal of a batch belongs to which (s, a). Each row of logits[i, j] = f(s_i, a_i, g_j) - log
-m_i is a classification problem with answer column i, each column j one with answer row j; all else are negatives. m_i
-is 1 or, where the task ended the trajectory, 1 - γ^n: nothing is reached beyond. The symmetric InfoNCE loss is
+where goal_indices are the entries of a state that a goal is about, and n the steps recorded from t on. Networks φ and ψ
+turn (s, a) and g, s and g normalised, into vectors. A critic f(s, a, g) = energy(φ(s, a), ψ(g)), by default minus their
+distance, learns which goal of a batch belongs to which (s, a). Each row i of logits[i, j] = f(s_i, a_i, g_j) - log m_i
+is a classification problem with answer column i, each column j one with answer row j; all else are negatives. m_i is 1
+or, where the task ended the trajectory, 1 - γ^n: nothing is reached beyond. The symmetric InfoNCE loss is
 
     L(φ, ψ) = mean_i( logsumexp_j logits[i, j] - logits[i, i] ) + mean_j( logsumexp_i logits[i, j] - logits[j, j] )
               + c · mean_i( (logsumexp_j logits[i, j])² )

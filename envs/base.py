@@ -155,7 +155,7 @@ class GoalEnv(PipelineEnv):
         return -self.goal_metrics(self.achieved(next_state), goal)["dist"]
 
     def terminated(self, physics: base.State) -> jax.Array:
-        """Whether the episode ends here, (), bool; whatever the goal is, as hindsight replaces goals."""
+        """Whether the episode ends here, (), bool. It must not depend on the goal, which hindsight replaces."""
         return jnp.zeros((), bool)
 
     def get_control(self, physics: base.State, action: jax.Array) -> jax.Array:

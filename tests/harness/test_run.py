@@ -121,8 +121,7 @@ def test_policy_stands_alone(script, finished):
     """The exported function is how the final runner acts, for any number of observations, and on other devices too."""
     directory, module = finished(script), importlib.import_module(script)
     args, (runner, progress) = args_of(script, directory), final_state(script, directory)
-    env = envs.make(args.env_id)
-    env = env if script == FORK else envs.chunk(env, args.action_chunk)
+    env = envs.chunk(envs.make(args.env_id), getattr(args, "action_chunk", 1))
     act = partial(module.act, module.make_networks(args, env)) if script != FORK else module.act
     policy = jax.export.deserialize(bytearray((directory / "policy.jax").read_bytes()))
     assert policy.platforms == ("cpu", "cuda", "tpu")
@@ -140,8 +139,8 @@ def test_evaluate(script, finished):
     more = "--num-eval-envs 50 --seed 7 --episode-length 200 --eval-noise 0.5"
     task = "reacher" if script == FORK else "simple_u_maze_eval"
     out = run(script, "--evaluate", directory, *shlex.split(more), "--eval-env-id", task, cwd=directory)
-    policy, env = load_policy(directory / "policy.jax"), envs.make(task)
-    env = env if script == FORK else envs.chunk(env, 3)
+    policy, args = load_policy(directory / "policy.jax"), args_of(script, directory)
+    env = envs.chunk(envs.make(task), getattr(args, "action_chunk", 1))
     expected = jax.jit(lambda key: envs.evaluate(env, policy, key, 50, 200, 0.5))(jax.random.key(7))
     lines = out.splitlines()
     assert lines[0] == f"{task}, 50 episodes, seed 7" and len(lines) == 5
