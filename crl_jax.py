@@ -105,7 +105,7 @@ OF_TASKS = {  # defaults of tasks whose id fits, on the command line: of all tha
     "arm_[bp]*": dict(best_of=4, noise_correlation=0.9, goal_noise=0.3, layer_norm=True, total_timesteps=1_500_000),
     "cheetah": dict(num_envs=64, gamma=0.9, target_entropy=-0.5),
     "pusher*": dict(noise_correlation=0.95, episode_length=200, gamma=0.98, layer_norm=True, target_entropy=0.0),
-    "pusher_[eh]*": dict(best_of=4, random_goals=0.5, goal_noise=0.3, total_timesteps=4_000_000),
+    "pusher_[eh]*": dict(best_of=4, random_goals=0.5, goal_noise=0.3, depth=4, total_timesteps=3_000_000),
     "simple*": dict(num_envs=64, noise_correlation=0.9, goal_steps=125, target_entropy=-0.5),
 }  # fmt: skip
 
