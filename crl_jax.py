@@ -344,7 +344,7 @@ def act(networks, runner, obs, noise):
 def make_train(args, env=None, eval_env=None):
     """The whole training as two pure functions, for `jit`, and for `vmap` over seeds.
 
-    `runner = init(key)` makes networks, environments and a buffer with its first transitions. One scan over epochs is
+    `runner = init(key)` makes networks, environments and a buffer, filled by the warm-up. One scan over epochs is
     `runner, metrics = train(runner, num_epochs)`; `metrics` is a dict of arrays (num_epochs,). `env` and `eval_env` are
     tasks of one's own. With `--num-devices` each device calls both for its part of environments, buffer and batches.
     """

@@ -46,7 +46,7 @@ METRICS = {
     "losses/value": ("PPO", "mean of V(s, g)"),
     "losses/approx_kl": ("PPO", "mean(ratio - 1 - log ratio): how far the policy moved from that of the rollout"),
     "losses/clip_fraction": ("PPO", "share of ratios farther from 1 than ε"),
-    "charts/SPS": ("", "environment steps a second of wall-clock, evaluation and checkpoints included"),
+    "charts/SPS": ("", "steps a second of wall-clock, all seeds together, evaluation and checkpoints included"),
     "charts/updates_per_second": ("", "updates a second, likewise"),
 }
 
@@ -75,9 +75,9 @@ RUN = """## A run's directory
 
 ## Metrics
 
-Evaluation has random numbers of its own: how often one evaluates does not change the training. Its noise is independent
-from step to step, also where training uses `--noise-correlation`. Losses are those of the last batch of each iteration,
-in PPO of all its minibatches, mean over an epoch.
+Evaluation has random numbers of its own: how often one evaluates changes only where a training ends, by less than an
+epoch. Its noise is independent from step to step, also where training uses `--noise-correlation`. Losses are those of
+the last batch of each iteration, in PPO of all its minibatches, mean over an epoch.
 
 | tag | logged by | meaning |
 | --- | --- | --- |

@@ -20,8 +20,8 @@ What `run` asks of its arguments, and nothing else:
     `num_eval_envs`.
   env, eval_env: `envs.GoalEnv`s, trained and evaluated on.
   schedule: has `steps_per_iteration` and `updates_per_iteration`, environment steps and updates between two returns to
-    the buffer or rollout; `warmup_iterations`, those that `init` makes, `iterations_per_epoch`, and `num_epochs`. What
-    is printed and logged as steps is the product of these.
+    the buffer or rollout; `warmup_iterations`, those that `init` makes, `iterations_per_epoch`, and `num_epochs`. The
+    steps printed and logged are steps_per_iteration · (warmup_iterations + epochs · iterations_per_epoch).
   init: `init(key)`, the state of a whole training, any pytree of arrays, keys included: the runner.
   train: `train(runner, num_epochs)`, with a static `num_epochs`: the next runner, and a dict of metrics, arrays
     (num_epochs,). An epoch has `iterations_per_epoch` and ends with the script's own evaluation. Of the metrics,
