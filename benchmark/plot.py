@@ -347,12 +347,10 @@ def main():
     several = {task: curves for task, curves in tasks.items() if "crl" in curves and curves["crl"].seeds > 1}
     compared = {task: curves for task, curves in several.items() if len({*curves} - {PEER}) > 1}
     random = {row["task"]: row for row in read_csv(HERE / "random.csv")}
-    untrained = ", ".join(f"`{env_id}`" for env_id in envs.ENV_IDS if env_id not in tasks)
     for path in args.docs:
         insert(path, "overview", overview(tasks, random), append=False)
         insert(path, "CRL and others", overview(compared), append=False)
         insert(path, "published", published(tasks), append=False)
-        insert(path, "untrained", f"Not trained yet: {untrained or 'none'}.", append=False)
         for task, curves in tasks.items():
             insert(path, task, table_of_task(curves), append=path == args.docs[0])
     for task, curves in tasks.items():

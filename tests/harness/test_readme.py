@@ -12,6 +12,7 @@ import tyro
 from harness_runs import only_run, run
 
 import crl_jax
+import envs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,12 @@ def test_published_settings_name_all_that_a_task_changes():
 @pytest.mark.quick
 def test_readme_is_short():
     assert len(README.splitlines()) <= 130 and len(README.split()) <= 1200
+
+
+@pytest.mark.quick
+def test_every_task_has_its_results():
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs" / "results.md").read_text(), re.MULTILINE)
+    assert sections == sorted(envs.ENV_IDS)
 
 
 @pytest.mark.quick
