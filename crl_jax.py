@@ -73,7 +73,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     best_of: int = 1  # candidates for a row of a batch: the one whose step moves state[goal_indices] most is taken
     goal_noise: float = 0.0  # σ of the noise on a pair's goal, in thresholds of success
     noise_correlation: float = 0.0  # of exploration noise, from step to step of an unroll: near 1 it goes farther
-    goal_steps: int = 0  # each so many steps a training episode takes a neighbour's goal; 0: it keeps its own
+    goal_steps: int = 0  # after every so many steps a training episode takes a neighbour's goal; 0: it keeps its own
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     target_entropy: float = -1.0  # H̄ for each dimension of an action or chunk, in nats: alpha keeps the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor

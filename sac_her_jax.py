@@ -67,7 +67,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     her_strategy: Literal["future", "final"] = "future"  # hindsight goals: of any later step, or of the last one
     tau: float = 0.005  # share of the way to the critics that their targets go in each update
     noise_correlation: float = 0.0  # of exploration noise, from step to step of an unroll: near 1 it goes farther
-    goal_steps: int = 0  # each so many steps a training episode takes a neighbour's goal; 0: it keeps its own
+    goal_steps: int = 0  # after every so many steps a training episode takes a neighbour's goal; 0: it keeps its own
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     target_entropy: float = -0.5  # H̄ for each dimension of an action or chunk, in nats: alpha keeps the entropy there
     actor_lr: float = 1e-3  # Adam's learning rate for the actor

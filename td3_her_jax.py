@@ -73,7 +73,7 @@ class Args(harness.RunArgs):  # --seed, --resume and what else is not about the 
     preactivation_penalty: float = 0.03  # weight λ of the actor's squared outputs before tanh
     exploration_noise: float = 0.4  # σ_e, standard deviation of the noise on actions in training
     noise_correlation: float = 0.0  # of exploration noise, from step to step of an unroll: near 1 it goes farther
-    goal_steps: int = 0  # each so many steps a training episode takes a neighbour's goal; 0: it keeps its own
+    goal_steps: int = 0  # after every so many steps a training episode takes a neighbour's goal; 0: it keeps its own
     normalize_observations: bool = True  # by mean and deviation of all states and achieved goals so far
     actor_lr: float = 1e-3  # Adam's learning rate for the actor
     critic_lr: float = 1e-3  # Adam's learning rate for both critics

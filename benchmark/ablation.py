@@ -36,10 +36,11 @@ VARIANTS = (
     {"commanded_goals": 1.0},
     {"normalize_observations": False},
     {"goal_noise": 0.3},
-    {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # the ant's, without chunks
+    {"random_goals": 0.5, "target_entropy": -1.0, "anneal_lr": True},  # what ants once had, without chunks
     {"target_entropy": -1.0},
     {"target_entropy": 0.0},
     {"gamma": 0.97},
+    {"anneal_lr": True},
     {"anneal_lr": False},
     {"activation": "swish"},
     {"layer_norm": True},

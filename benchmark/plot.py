@@ -5,9 +5,9 @@
 
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
 `overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL, with several seeds, and
-another method were trained on, between those of `untrained` the tasks without a curve, and between those of `published`
-the figures of `published.csv` beside ours. The first file gets what it lacks, at its end. `curves/TASK.png` beside it
-are the pictures of each task, `curves.png` is one of several.
+another method were trained on, and between those of `published` the figures of `published.csv` beside ours. The first
+file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures of each task, `curves.png` is one of
+several.
 
 Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
 aside), and at the end of each. Between two evaluations a curve is a straight line. Of five seeds or more a cell is the

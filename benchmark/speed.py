@@ -5,8 +5,8 @@
     python -m benchmark.speed stepping                 # bare physics under the scan beside `mujoco.rollout` alone
     python -m benchmark.speed start --num-envs 64      # from the first import to the first evaluation, and memory
 
-All figures are medians of turns in which what is compared alternates, on native MuJoCo but for `bound`, which takes the
-task's own physics.
+All figures but those of `start`, one run each, are medians of turns in which what is compared alternates, on native
+MuJoCo but for `bound`, which takes the task's own physics.
 
 Parts of an iteration, an unroll and its updates, are differences between whole trainings that do less: hardly any
 updates (one of two rows), no evaluation. Limits are bare physics, and float32 matrix products, large ones and ones of a
@@ -156,7 +156,7 @@ def make_training(args, env, iterations, **evaluate):
 
 def make_adam(params, count):
     """A function that times `count` steps of Adam for parameters like these; the gradients are as good as any."""
-    optimizer = optax.adam(1e-3)
+    optimizer = optax.flatten(optax.adam(1e-3))
 
     def step(carry, _):
         params, state = carry
