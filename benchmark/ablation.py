@@ -2,11 +2,11 @@
 
     python -m benchmark.ablation --env-id reacher --csv benchmark/results/ablation/reacher.csv -- --num-evals 8
 
-Every energy with every contrastive loss, and what the flags behind -- say with other networks, batches, numbers of
-updates and so on. Where a training takes long, `--only energy batch_size` tries the variants that change no other flag.
-Figures are means over seeds and over the last quarter of a training's evaluations, in brackets the least and the
-greatest seed; seconds are without compiling. The CSV gets each training when it ends; those that it has are not run
-again.
+Every energy with every contrastive loss, then other networks, batches, numbers of updates and so on. All start from the
+script's defaults and the flags behind --, without what `--env-id` chooses. Where a training takes long, `--only energy
+batch_size` tries the variants that change no other flag. Figures are means over seeds and over the last quarter of a
+training's evaluations, in brackets the least and the greatest seed; seconds are without compiling. The CSV gets each
+training when it ends; those that it has are not run again.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 Between the marks <!-- plot: TASK --> and <!-- /plot --> of these files comes the table of a task, between those of
 `overview` one of all tasks, between those of `CRL and others` one of the tasks that CRL, with several seeds, and
 another method were trained on, and between those of `published` the figures of `published.csv` beside ours. The first
-file gets what it lacks, at its end. `curves/TASK.png` beside it are the pictures of each task, `curves.png` is one of
-several.
+file gets a section for each task that it lacks, in the order of their names. `curves/TASK.png` beside it are the
+pictures of each task, `curves.png` is one of several.
 
 Tables compare the methods of a task after equal numbers of steps, the smallest final number of any of them (the peer's
 aside), and at the end of each. Between two evaluations a curve is a straight line. Of five seeds or more a cell is the
@@ -237,14 +237,17 @@ def published(tasks):
 
 
 def insert(path, name, text, append):
-    """Puts text between the marks of this name in a file; without marks to its end, or nowhere."""
+    """Puts text between the marks of this name in a file; without marks into a new section, by name, or nowhere."""
     whole = path.read_text() if path.exists() else ""
     start, end = f"<!-- plot: {name} -->", "<!-- /plot -->"
     if start in whole:
         before, _, rest = whole.partition(start)
         after = rest.partition(end)[2]
     elif append:
-        before, after = f"{whole.rstrip()}\n\n## {name}\n\n![{name}](curves/{name}.png)\n\n".lstrip(), "\n"
+        later = (title.start() for title in re.finditer(r"^## (\w+)$", whole, re.MULTILINE) if title[1] > name)
+        at = next(later, len(whole))
+        before = f"{whole[:at].rstrip()}\n\n## {name}\n\n![{name}](curves/{name}.png)\n\n".lstrip()
+        after = f"\n\n{whole[at:]}".rstrip() + "\n"
     else:
         return
     path.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
